@@ -1,0 +1,163 @@
+"""Descent: one solver for every composition of an update rule, a step policy, a move and an order of blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from .factors import Factors
+from .parameterizations import BurerMonteiro
+from .problems.base import LeastSquares
+from .rules import Rule, check_needs, retract
+from .rules.step import Move, Place, Search
+
+__all__ = ["AlternatingLeastSquares", "Descent", "Solver", "State"]
+
+
+class State(NamedTuple):
+    """Where a solver is: the point with its residual and loss, the last gradient norm, and its memory."""
+
+    point: Any
+    residual: Any
+    loss: Any
+    gradient_norm: Any
+    memory: Any
+
+
+class Solver(ABC):
+    """Turns a problem and a start into a sequence of states; `lowrank_sp.solve` is the loop."""
+
+    name: str
+    form: type[Factors] | None
+
+    @abstractmethod
+    def start(self, problem: LeastSquares, point: Any) -> State:
+        """The state at ``point``."""
+
+    @abstractmethod
+    def step(self, problem: LeastSquares, state: State) -> State:
+        """One iteration."""
+
+
+@dataclass(frozen=True)
+class Descent(Solver):
+    """Move the factors along the directions of a rule.
+
+    Parameters
+    ----------
+    rule : Rule
+        Turns gradients into directions.
+    steps : tuple of Search
+        Step policy of each block, or one for all.
+    blocks : "all", "each" or tuple of tuples of array names
+        ``"all"``: every array moves at once. ``"each"``: one after the other in the order of the form, each
+        from the gradient at the newest point. Explicit groups otherwise.
+    mover : callable
+        How a point moves: `retract`, `retract_qr`, `translate` or `orthographic`.
+    name : str
+    form : type, optional
+        If the start is a `BurerMonteiro` point, run in this form instead and convert back at the end.
+    """
+
+    rule: Rule
+    steps: tuple[Search, ...]
+    blocks: Any = "all"
+    mover: Any = retract
+    name: str = "Descent"
+    form: type[Factors] | None = None
+
+    def start(self, problem, point):
+        check_needs(self.rule, point)
+        residual = problem.residual(point)
+        groups = self._groups(point)
+        memory = tuple((self.rule.init(point), search.init()) for _, search in groups)
+        return State(point, residual, problem.loss(residual), None, (groups, memory))
+
+    def _groups(self, point: Factors) -> tuple[tuple[tuple[int, ...], Search], ...]:
+        """Pairs of array indices and step policy."""
+        names = point.names
+        if self.blocks == "all":
+            groups = (tuple(range(len(names))),)
+        elif self.blocks == "each":
+            groups = tuple((i,) for i in range(len(names)))
+        else:
+            groups = tuple(tuple(i for i, name in enumerate(names) if name in block) for block in self.blocks)
+            groups = tuple(g for g in groups if g)
+        steps = self.steps * len(groups) if len(self.steps) == 1 else self.steps
+        if len(steps) != len(groups):
+            raise ValueError(f"{self.name} has {len(groups)} blocks but {len(self.steps)} step sizes")
+        return tuple(zip(groups, steps, strict=True))
+
+    def step(self, problem, state):
+        place = Place(state.point, state.residual, state.loss)
+        groups, memories = state.memory
+        kept, square = [], 0.0
+        for (wrt, search), (rule_state, search_state) in zip(groups, memories, strict=True):
+            point = place.point
+            gradient = self._gradient(problem, place, wrt)
+            tangent = gradient if point.flat else point.project(gradient)
+            square = square + tangent.inner(tangent)
+            direction, rule_state = self.rule.update(gradient, rule_state, point, place.loss)
+            move = Move(problem, tangent, direction, self.mover, wrt)
+            place, search_state = search.advance(place, move, search_state)
+            kept.append((self.rule.carry(rule_state, point, place.point), search_state))
+        return State(*place, square**0.5, (groups, tuple(kept)))
+
+    def _gradient(self, problem: LeastSquares, place: Place, wrt: tuple[int, ...]) -> Factors:
+        """Gradient in the arrays that move; zeros elsewhere."""
+        point, g = place.point, problem.backproject(place.residual)
+        if len(wrt) == len(point.names):
+            return point.pullback(g)
+        parts = [point.partial(i, g) if i in wrt else 0 * a for i, a in enumerate(point.arrays())]
+        return type(point)(*parts)
+
+
+@dataclass(frozen=True)
+class AlternatingLeastSquares(Solver):
+    """Solve for one factor at a time, exactly or by preconditioned conjugate gradients.
+
+    Parameters
+    ----------
+    ridge : float
+        First damping of each block solve, relative to the mean Gram matrix of the block. It damps the
+        change of the factor, not the factor, so the solution carries no bias.
+    ridge_decay : float
+        Factor on the ridge after every sweep.
+    rebalance : bool
+        Equalize the Gram matrices of the two factors after every sweep (`BurerMonteiro` only).
+    """
+
+    ridge: float = 0.0
+    ridge_decay: float = 0.7
+    rebalance: bool = True
+    name: str = "ALS"
+    form: ClassVar[None] = None
+
+    def start(self, problem, point):
+        if not point.flat:
+            raise TypeError(
+                f"ALS needs a form without constraints, got {type(point).__name__}; "
+                "convert the start with start.to(lr.BurerMonteiro)"
+            )
+        residual = problem.residual(point)
+        return State(point, residual, problem.loss(residual), None, self.ridge)
+
+    def step(self, problem, state):
+        point, residual, ridge = state.point, state.residual, state.memory
+        square = 0.0
+        for i in range(len(point.names)):
+            gradient = point.partial(i, problem.backproject(residual))
+            square = square + _norm_square(gradient, point.ndims[i])
+            change = problem.solve_block(point, residual, i, ridge)
+            point = point.with_array(i, point.arrays()[i] + change)
+            residual = problem.residual(point)
+        if self.rebalance and isinstance(point, BurerMonteiro):
+            point = point.balanced()
+        return State(point, residual, problem.loss(residual), square**0.5, ridge * self.ridge_decay)
+
+
+def _norm_square(a: Any, ndim: int) -> Any:
+    from . import xp
+
+    return xp.inner(a, a, ndim)

@@ -1,0 +1,236 @@
+"""Factors: a frozen dataclass of arrays with a forward map, a differential and an adjoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from operator import attrgetter
+from typing import Any, ClassVar, Self, dataclass_transform
+
+from . import xp
+from .spaces import FLAT, Space
+
+__all__ = ["ByFactor", "Factors", "Gauged", "Multilinear", "factorization"]
+
+Array = Any
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def factorization(cls):
+    """Make a class of arrays a frozen dataclass and cache its field names, so that tracing sees constants."""
+    cls = dataclass(frozen=True, eq=False)(cls)
+    cls.names = tuple(f.name for f in fields(cls))
+    get = attrgetter(*cls.names)
+    cls.arrays = (lambda self: get(self)) if len(cls.names) > 1 else (lambda self: (get(self),))
+    if not cls.spaces:
+        cls.spaces = (FLAT,) * len(cls.names)
+    if not cls.ndims:
+        cls.ndims = (2,) * len(cls.names)
+    cls.flat = issubclass(cls, ByFactor) and all(space is FLAT for space in cls.spaces)
+    return cls
+
+
+class Factors(ABC):
+    """A point of a parameterization ``F`` of matrices, and equally a tangent, a gradient or a momentum.
+
+    Subclasses declare arrays (leading axes are batch), the ``spaces`` they live in and the number of core
+    axes ``ndims`` of each; they supply ``dense``, ``apply``, ``entries``, ``partial``, ``pullback``,
+    ``whiten`` and ``expansion``. Everything else is here.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()
+    spaces: ClassVar[tuple[Space, ...]] = ()
+    ndims: ClassVar[tuple[int, ...]] = ()
+    flat: ClassVar[bool] = True
+    arrays: ClassVar[Callable[[Any], tuple[Array, ...]]]
+
+    # the form itself --------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Shape ``(m, n)`` of the matrix F(x)."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """Largest rank that F can reach with these arrays."""
+
+    @abstractmethod
+    def dense(self) -> Array:
+        """F(x), an array (..., m, n)."""
+
+    @abstractmethod
+    def apply(self, x: Array) -> Array:
+        """``x F(x)^T`` for rows ``x`` (..., k, n), without forming F(x)."""
+
+    @abstractmethod
+    def entries(self, rows: Array, cols: Array) -> Array:
+        """The entries ``F(x)[rows, cols]``, an array (..., N), without forming F(x)."""
+
+    @abstractmethod
+    def partial(self, index: int, g: Any) -> Array:
+        """``D_i F(x)^* [G]``: the gradient of ``Re <G, F>`` in the array number ``index`` alone."""
+
+    @abstractmethod
+    def pullback(self, g: Any) -> Self:
+        """``DF(x)^* [G]`` for anything with ``@`` and an adjoint: array, sparse matrix, linear operator."""
+
+    @abstractmethod
+    def whiten(self, grad: Self, damping: Any = 0.0) -> Self:
+        """Block by block ``(D_i F^* D_i F + damping)^{-1}`` of a gradient: ScaledGD for this form."""
+
+    @abstractmethod
+    def expansion(self, direction: Self, wrt: Sequence[int]) -> list[list[Self]]:
+        """Taylor terms of ``F(x + t d)``: entry k-1 lists points whose images add up to the t^k coefficient.
+
+        Only the arrays in ``wrt`` move.
+        """
+
+    # the manifold it lives on -------------------------------------------------------------------
+    @abstractmethod
+    def project(self, direction: Self) -> Self:
+        """Orthogonal projection of ``direction`` on the tangent space at this point."""
+
+    @abstractmethod
+    def retract(self, direction: Self, lr: Any, wrt: Sequence[int] | None = None) -> Self:
+        """Move by ``-lr * direction`` and come back to the manifold; only the arrays in ``wrt`` move."""
+
+    @abstractmethod
+    def transport(self, new: Self, vector: Self) -> Self:
+        """Carry the tangent ``vector`` of this point to the point ``new``."""
+
+    @classmethod
+    @abstractmethod
+    def shapes(cls, shape: tuple[int, int], rank: int) -> tuple[tuple[int, ...], ...]:
+        """Core shapes of the arrays for a matrix ``shape`` and a ``rank``."""
+
+    @classmethod
+    @abstractmethod
+    def from_product(cls, left: Array, right: Array) -> Self:
+        """The point whose image is ``left right^H`` (for a symmetric form, of ``left left^H``)."""
+
+    @abstractmethod
+    def product(self) -> tuple[Array, Array]:
+        """Thin factors ``(left, right)`` with ``F(x) = left right^H``."""
+
+    # what follows from it -----------------------------------------------------------------------
+    @classmethod
+    def random(cls, shape: tuple[int, int], rank: int, rng: Any, batch: tuple[int, ...] = ()) -> Self:
+        """A NumPy point with every array drawn from the natural distribution of its space."""
+        return cls(*(s.random(rng, (*batch, *k)) for s, k in zip(cls.spaces, cls.shapes(shape, rank), strict=True)))
+
+    @classmethod
+    def parameter_count(cls, shape: tuple[int, int], rank: int) -> int:
+        """Number of stored scalars."""
+        total = 0
+        for core in cls.shapes(shape, rank):
+            size = 1
+            for k in core:
+                size *= k
+            total += size
+        return total
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes shared by all arrays."""
+        first = self.arrays()[0]
+        return tuple(first.shape[: first.ndim - self.ndims[0]])
+
+    def map(self, fn: Callable[..., Array], *others: Self) -> Self:
+        """Apply ``fn`` array by array: the only vector-space machinery there is."""
+        if len(others) == 1:
+            pairs = zip(self.arrays(), others[0].arrays(), strict=True)
+            return type(self)(*[fn(a, b) for a, b in pairs])
+        return type(self)(*[fn(*a) for a in zip(self.arrays(), *(o.arrays() for o in others), strict=True)])
+
+    def __add__(self, other: Self) -> Self:
+        return self.map(lambda a, b: a + b, other)
+
+    def __sub__(self, other: Self) -> Self:
+        return self.map(lambda a, b: a - b, other)
+
+    def __neg__(self) -> Self:
+        return self.map(lambda a: -a)
+
+    def scale(self, factor: Any) -> Self:
+        """Multiply by a number or by one number per batch element."""
+        return type(self)(*[xp.expand(factor, k) * a for a, k in zip(self.arrays(), self.ndims, strict=True)])
+
+    def with_array(self, index: int, array: Array) -> Self:
+        """The same point with array number ``index`` replaced."""
+        arrays = list(self.arrays())
+        arrays[index] = array
+        return type(self)(*arrays)
+
+    def inner(self, other: Self) -> Any:
+        """Real inner product over all arrays, one value per batch element."""
+        total = 0.0
+        for a, b, k in zip(self.arrays(), other.arrays(), self.ndims, strict=True):
+            total = total + xp.inner(a, b, k)
+        return total
+
+    def norm(self) -> Any:
+        """Euclidean norm over all arrays."""
+        return self.inner(self) ** 0.5
+
+    def pushforward(self, tangent: Self) -> Array:
+        """``DF(x)[t]`` as a dense array (..., m, n)."""
+        first = self.expansion(tangent, range(len(self.names)))[0]
+        total = first[0].dense()
+        for term in first[1:]:
+            total = total + term.dense()
+        return total
+
+    def to(self, form: type[Factors]) -> Any:
+        """The same matrix in another form."""
+        return self if type(self) is form else form.from_product(*self.product())
+
+
+class ByFactor(Factors):
+    """A form whose manifold is the product of the spaces of its arrays."""
+
+    def project(self, direction):
+        if self.flat:
+            return direction
+        parts = zip(self.spaces, self.arrays(), direction.arrays(), strict=True)
+        return type(self)(*[s.project(x, d) for s, x, d in parts])
+
+    def retract(self, direction, lr, wrt=None):
+        arrays, moves = list(self.arrays()), direction.arrays()
+        for i in range(len(arrays)) if wrt is None else wrt:
+            arrays[i] = self.spaces[i].retract(arrays[i], moves[i], xp.expand(lr, self.ndims[i]))
+        return type(self)(*arrays)
+
+    def transport(self, new, vector):
+        return new.project(vector)
+
+
+class Multilinear(ByFactor):
+    """A form that is linear in each of its arrays; the Taylor expansion follows from that."""
+
+    def expansion(self, direction, wrt):
+        arrays, moves = self.arrays(), direction.arrays()
+        orders = []
+        for size in range(1, len(wrt) + 1):
+            orders.append([self._substitute(arrays, moves, subset) for subset in combinations(wrt, size)])
+        return orders
+
+    def _substitute(self, arrays: tuple[Array, ...], moves: tuple[Array, ...], subset: Iterable[int]) -> Self:
+        mixed = list(arrays)
+        for i in subset:
+            mixed[i] = moves[i]
+        return type(self)(*mixed)
+
+
+class Gauged(ABC):
+    """A form on which a group acts without changing the matrix."""
+
+    @abstractmethod
+    def gauge(self, q: Array) -> Self:
+        """The point moved along its orbit by the group element ``q`` (..., r, r)."""
+
+    @abstractmethod
+    def random_gauge(self, rng: Any) -> Array:
+        """A random group element, in the library of the data."""

@@ -1,0 +1,117 @@
+"""Starts that look at the data: Nystrom sketches and the spectral start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import xp
+from ..coverage import covers
+from ..parameterizations import BurerMonteiro, SymmetricBurerMonteiro
+from ..spaces import FLAT
+from .common import check_init, fit_scale, normal
+
+__all__ = ["half_nystrom", "nystrom", "nystrom_two_sided", "spectral"]
+
+
+@covers("I13")
+def nystrom(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
+    """``X_0 = A Phi``, ``Y_0 = 0`` with Phi an n x r Gaussian matrix with entries N(0, 1/n).
+
+    A is the target of a factorization and the surrogate ``A^* y`` (scaled to the size of W) elsewhere.
+    Forms with orthonormal factors take the orthonormalized two-sided sketch and a zero core; the symmetric
+    form takes ``A Phi`` itself.
+
+    Notes
+    -----
+    The source prints Phi as r x r, which cannot multiply A; it is n x r. Solvers cope with the zero factor
+    by not moving its partner in the first step.
+    Source: equation (14) of :cite:`survey2026sp`; :cite:`li2024nystrom`.
+    """
+    rank = check_init(problem, form, rank)
+    rng = np.random.default_rng(seed)
+    left = _sketch(problem, rank, rng)
+    if form is BurerMonteiro:
+        return BurerMonteiro(left, normal(problem, (problem.shape[1], rank), rng) * 0 + 0 * _batch_row(left))
+    if form is SymmetricBurerMonteiro:
+        return SymmetricBurerMonteiro(left)
+    right = _sketch(problem, rank, rng, transposed=True)
+    if all(space is FLAT for space in form.spaces):
+        raise TypeError(f"nystrom does not know how to start a {form.__name__}; use inits.gaussian")
+    point = form.from_product(left, right)
+    return form(*[0 * a if space is FLAT else a for space, a in zip(form.spaces, point.arrays(), strict=True)])
+
+
+@covers("I13")
+def nystrom_two_sided(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
+    """``X_0 = A Phi``, ``Y_0 = A^H Psi`` with independent Gaussian sketches, scaled to fit the data."""
+    rank = check_init(problem, form, rank)
+    rng = np.random.default_rng(seed)
+    left, right = _sketch(problem, rank, rng), _sketch(problem, rank, rng, transposed=True)
+    return _scaled(problem, form, left, right)
+
+
+@covers("I15")
+def half_nystrom(problem: Any, form: Any, rank: int, scale: float = 0.1, seed: Any = None) -> Any:
+    """``X_0 = A Phi``, ``Y_0`` with independent N(0, scale^2) entries: only the column space is aligned.
+
+    Source: Theorem 6 of :cite:`survey2026sp`; :cite:`ward2023altgd`, whose theory scales both factors with
+    the step size.
+    """
+    rank = check_init(problem, form, rank)
+    rng = np.random.default_rng(seed)
+    left = _sketch(problem, rank, rng)
+    right = scale * normal(problem, (problem.shape[1], rank), rng) + 0 * _batch_row(left)
+    return form.from_product(left, right)
+
+
+@covers("I04")
+def spectral(problem: Any, form: Any, rank: int, seed: Any = 0) -> Any:
+    """The balanced best rank-r approximation of the surrogate ``A^* y``, scaled to fit the data.
+
+    For a factorization this is the solution. Computed by a randomized block Krylov method on products with
+    thin matrices, so sparse surrogates stay sparse. Source: :cite:`halko2011finding`.
+    """
+    rank = check_init(problem, form, rank)
+    u, s, v = truncated_svd(problem.surrogate(), problem, rank, np.random.default_rng(seed))
+    root = (s**0.5)[..., None, :]
+    return _scaled(problem, form, u * root, v * root)
+
+
+def _sketch(problem: Any, rank: int, rng: np.random.Generator, transposed: bool = False) -> Any:
+    a = problem.surrogate()
+    n = problem.shape[0] if transposed else problem.shape[1]
+    return (xp.adjoint(a) if transposed else a) @ (normal(problem, (n, rank), rng) / n**0.5)
+
+
+def _batch_row(left: Any) -> Any:
+    """A (..., 1, r) slice that carries the batch axes of ``left``."""
+    return left[..., :1, :]
+
+
+def _scaled(problem: Any, form: Any, left: Any, right: Any) -> Any:
+    """``sqrt(c) left, sqrt(c) right`` with the best c, in the form asked for."""
+    root = xp.expand(fit_scale(problem, left, right) ** 0.5, 2)
+    return form.from_product(root * left, root * right)
+
+
+def truncated_svd(a: Any, problem: Any, rank: int, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+    """Leading singular triplets of anything with ``@``: dense SVD when small, else block Krylov."""
+    m, n = problem.shape
+    if isinstance(a, np.ndarray) or xp.is_torch(a):
+        if min(m, n) <= 500:
+            u, s, vh = xp.namespace(a).linalg.svd(a, full_matrices=False)
+            return u[..., :rank], s[..., :rank], xp.adjoint(vh[..., :rank, :])
+    width = min(rank + 8, min(m, n))
+    y = a @ normal(problem, (n, width), rng)
+    basis = [xp.orthonormalize(y)]
+    cat = xp.namespace(y).concatenate
+    for _ in range(4):
+        if (len(basis) + 1) * width > min(m, n):
+            break
+        q = a @ xp.orthonormalize(xp.adjoint(a) @ basis[-1])
+        basis.append(xp.orthonormalize(q))
+    q = xp.orthonormalize(cat(basis, -1))
+    u, s, vh = xp.namespace(y).linalg.svd(xp.adjoint(xp.adjoint(a) @ q), full_matrices=False)
+    return (q @ u)[..., :rank], s[..., :rank], xp.adjoint(vh[..., :rank, :])

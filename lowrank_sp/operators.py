@@ -1,0 +1,164 @@
+"""Matrix-like gradients: anything with ``@`` and ``adjoint`` that is never stored as a full matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import xp
+
+__all__ = ["ImplicitMatrix", "SampledMatrix"]
+
+Array = Any
+
+
+class SampledMatrix:
+    """A sparse matrix with a fixed pattern and possibly batched values, for NumPy and torch.
+
+    Parameters
+    ----------
+    pattern : Pattern
+        Row-sorted coordinates shared by all matrices of the pattern.
+    values : array (..., N)
+        The entries, in the order of the pattern.
+    """
+
+    def __init__(self, pattern: Pattern, values: Array, transposed: bool = False):
+        self.pattern, self.values, self.transposed = pattern, values, transposed
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.pattern.shape
+        return (n, m) if self.transposed else (m, n)
+
+    def adjoint(self) -> SampledMatrix:
+        return SampledMatrix(self.pattern, self.values.conj(), not self.transposed)
+
+    def __matmul__(self, x: Array) -> Array:
+        return self.pattern.multiply(self.values, x, self.transposed)
+
+
+class Pattern:
+    """Coordinates of observed entries, sorted by row; products with thin matrices in O(N r)."""
+
+    def __init__(self, rows: Array, cols: Array, shape: tuple[int, int]):
+        self.rows, self.cols, self.shape = rows, cols, shape
+        self.indptr = None
+        if isinstance(rows, np.ndarray):
+            counts = np.bincount(rows, minlength=shape[0])
+            self.indptr = np.concatenate(([0], np.cumsum(counts))).astype(rows.dtype)
+
+    def csr(self, values: np.ndarray) -> Any:
+        """A scipy matrix that shares the memory of the pattern and of ``values``."""
+        from scipy.sparse import csr_array
+
+        return csr_array((values, self.cols, self.indptr), shape=self.shape)
+
+    def multiply(self, values: Array, x: Array, transposed: bool) -> Array:
+        if xp.is_torch(values):
+            return self._multiply_torch(values, x, transposed)
+        if values.ndim == 1 and x.ndim == 2:
+            matrix = self.csr(values)
+            return (matrix.T if transposed else matrix) @ x
+        batch = np.broadcast_shapes(values.shape[:-1], x.shape[:-2])
+        values = np.broadcast_to(values, (*batch, values.shape[-1])).reshape(-1, values.shape[-1])
+        xs = np.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+        out = [self.multiply(v, y, transposed) for v, y in zip(values, xs, strict=True)]
+        return np.stack(out).reshape(*batch, *out[0].shape)
+
+    def _multiply_torch(self, values: Any, x: Any, transposed: bool) -> Any:
+        into, out_of = (self.cols, self.rows) if transposed else (self.rows, self.cols)
+        size = self.shape[1] if transposed else self.shape[0]
+        step = max(1, (1 << 16 if values.device.type == "cpu" else 1 << 24) // x.shape[-1])
+        batch = values.shape[:-1]
+        out = x.new_zeros((*batch, size, x.shape[-1]), dtype=(values[..., :1] * x[..., :1, 0]).dtype)
+        for start in range(0, values.shape[-1], step):
+            part = slice(start, start + step)
+            weighted = values[..., part, None] * x[..., out_of[part], :]
+            out.index_add_(-2, into[part], weighted)
+        return out
+
+
+class ImplicitMatrix:
+    """``sum_k c_k L_k R_k^H - c_0 A`` with A sparse or a linear operator: the residual of its factorization.
+
+    Inner products go through thin products and Gram matrices, so nothing of the size of A is formed; in
+    exchange a residual below about 1e-8 of the size of A loses its relative accuracy.
+    """
+
+    def __init__(self, target: Any, weight: float, terms: tuple[tuple[Any, Array, Array], ...]):
+        self.target, self.weight, self.terms = target, weight, terms
+
+    def _combine(self, other: ImplicitMatrix, sign: float) -> ImplicitMatrix:
+        moved = tuple((sign * c, left, right) for c, left, right in other.terms)
+        return ImplicitMatrix(self.target, self.weight + sign * other.weight, self.terms + moved)
+
+    def __add__(self, other: ImplicitMatrix) -> ImplicitMatrix:
+        return self._combine(other, 1.0)
+
+    def __sub__(self, other: ImplicitMatrix) -> ImplicitMatrix:
+        return self._combine(other, -1.0)
+
+    def __rmul__(self, factor: Any) -> ImplicitMatrix:
+        return ImplicitMatrix(self.target, factor * self.weight, tuple((factor * c, a, b) for c, a, b in self.terms))
+
+    def __neg__(self) -> ImplicitMatrix:
+        return -1.0 * self
+
+    def adjoint(self) -> ImplicitMatrix:
+        target = None if self.target is None else Flipped(self.target)
+        return ImplicitMatrix(target, self.weight, tuple((c, b, a) for c, a, b in self.terms))
+
+    def __matmul__(self, x: Array) -> Array:
+        total = -self.weight * self.target.times(x) if self.weight else 0.0
+        for c, left, right in self.terms:
+            total = total + c * (left @ (xp.adjoint(right) @ x))
+        return total
+
+    def inner(self, other: ImplicitMatrix) -> Any:
+        total = self.weight * other.weight * self.target.square
+        for c, left, right in self.terms:
+            if other.weight:
+                total = total - c * other.weight * self.target.against(left, right)
+            for d, u, v in other.terms:
+                total = total + c * d * xp.inner(xp.adjoint(u) @ left, xp.adjoint(v) @ right)
+        if self.weight:
+            for d, u, v in other.terms:
+                total = total - d * self.weight * self.target.against(u, v)
+        return total
+
+
+class Target:
+    """A sparse matrix or linear operator with its squared norm and its last product remembered."""
+
+    def __init__(self, matrix: Any, square: float):
+        self.matrix, self.square = matrix, square
+        self._key: Any = None
+        self._value: Any = None
+
+    def times(self, x: Array) -> Array:
+        """``A x``; the product with the same array object is computed once."""
+        if self._key is not x:
+            self._key, self._value = x, np.asarray(self.matrix @ x)
+        return self._value
+
+    def times_adjoint(self, x: Array) -> Array:
+        return np.asarray(xp.adjoint(self.matrix) @ x)
+
+    def against(self, left: Array, right: Array) -> Any:
+        """``Re <A, left right^H>``."""
+        return xp.inner(left, self.times(right))
+
+
+class Flipped:
+    """The adjoint view of a `Target`."""
+
+    def __init__(self, target: Target):
+        self.target, self.square = target, target.square
+
+    def times(self, x: Array) -> Array:
+        return self.target.times_adjoint(x)
+
+    def against(self, left: Array, right: Array) -> Any:
+        return self.target.against(right, left)

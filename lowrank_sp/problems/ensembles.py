@@ -1,0 +1,262 @@
+"""Linear measurement maps of matrices: dense stacks, wrapped operators, and two fast random ensembles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .. import xp
+from ..factors import Factors
+from .checks import as_data, check_shape
+
+__all__ = ["DenseEnsemble", "Ensemble", "RankOneEnsemble", "SubsampledOrthogonal", "WrappedOperator", "as_ensemble"]
+
+Array = Any
+
+
+class Ensemble(ABC):
+    """A linear map from matrices of ``shape`` to ``count`` numbers, and its adjoint."""
+
+    shape: tuple[int, int]
+    count: int
+    isotropic: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, sums: list[list[Factors]]) -> list[Array]:
+        """A of the sum of the points in each group: arrays (..., count)."""
+
+    @abstractmethod
+    def adjoint(self, y: Array) -> Any:
+        """``A^* y``: an array (..., m, n), or anything that multiplies thin matrices."""
+
+    @abstractmethod
+    def like(self) -> Array:
+        """An array with the library, device and floating type of the map."""
+
+    def as_linear_operator(self) -> Any:
+        """This map as a scipy ``LinearOperator`` on ``vec(W)`` in C order (NumPy only)."""
+        from scipy.sparse.linalg import LinearOperator
+
+        m, n = self.shape
+
+        def matvec(v):
+            w = np.asarray(v).reshape(m, n)
+            return self.measure([[_Dense(w)]])[0]
+
+        def rmatvec(y):
+            g = self.adjoint(np.asarray(y).reshape(-1))
+            return (g if isinstance(g, np.ndarray) else g @ np.eye(n)).reshape(-1)
+
+        return LinearOperator((self.count, m * n), matvec=matvec, rmatvec=rmatvec, dtype=self.like().dtype)
+
+
+class _Dense:
+    """A full matrix where an ensemble expects factors."""
+
+    def __init__(self, matrix: Array):
+        self.matrix = matrix
+
+    def dense(self) -> Array:
+        return self.matrix
+
+    def apply(self, x: Array) -> Array:
+        return x @ self.matrix.mT
+
+
+def _dense_sums(sums: list[list[Any]]) -> list[Array]:
+    """The full matrix of every group."""
+    out = []
+    for points in sums:
+        total = points[0].dense()
+        for point in points[1:]:
+            total = total + point.dense()
+        out.append(total)
+    return out
+
+
+def _stacked(vectors: list[Array]) -> tuple[Array, bool]:
+    """Matrices of several groups as rows (groups, ..., m n), so that one pass over the map serves all."""
+    backend = xp.namespace(vectors[0])
+    return backend.stack([v.reshape(*v.shape[:-2], -1) for v in vectors]), len(vectors) > 1
+
+
+class DenseEnsemble(Ensemble):
+    """``y_i = <M_i, W>`` with stored matrices, an array (N, m, n); one matrix product per application.
+
+    Real matrices, or the conjugate inner product ``sum conj(M_i) W`` for complex ones.
+    """
+
+    def __init__(self, matrices: Array):
+        matrices = as_data(matrices, "operator", 3)
+        if matrices.ndim != 3:
+            raise ValueError(f"operator must be (N, m, n), got shape {tuple(matrices.shape)}")
+        self.count = int(matrices.shape[0])
+        self.shape = (int(matrices.shape[1]), int(matrices.shape[2]))
+        self.rows = matrices.reshape(self.count, -1)
+
+    def measure(self, sums):
+        stacked, _ = _stacked(_dense_sums(sums))
+        return list(stacked @ self.rows.conj().mT) if stacked.ndim > 1 else [self.rows.conj() @ stacked]
+
+    def adjoint(self, y):
+        return (y @ self.rows).reshape(*y.shape[:-1], *self.shape)
+
+    def like(self):
+        return self.rows
+
+
+class WrappedOperator(Ensemble):
+    """Any scipy or PyLops ``LinearOperator`` on ``vec(W)`` in C order."""
+
+    def __init__(self, operator: Any, shape: tuple[int, int]):
+        self.shape = shape
+        if operator.shape[1] != shape[0] * shape[1]:
+            raise ValueError(
+                f"operator acts on vectors of length {operator.shape[1]}, but shape {shape} has "
+                f"{shape[0] * shape[1]} entries; it must act on vec(W) in C order"
+            )
+        self.operator, self.count = operator, int(operator.shape[0])
+
+    def measure(self, sums):
+        return [self._map(w.reshape(*w.shape[:-2], -1), self.operator.matvec) for w in _dense_sums(sums)]
+
+    def adjoint(self, y):
+        return self._map(y, self.operator.rmatvec).reshape(*y.shape[:-1], *self.shape)
+
+    def _map(self, rows: Array, function: Any) -> Array:
+        if rows.ndim == 1:
+            return np.asarray(function(rows))
+        flat = [np.asarray(function(row)) for row in rows.reshape(-1, rows.shape[-1])]
+        return np.stack(flat).reshape(*rows.shape[:-1], -1)
+
+    def like(self):
+        return np.zeros(1, dtype=np.result_type(self.operator.dtype or np.float64, np.float64))
+
+
+class RankOneEnsemble(Ensemble):
+    """``y_i = a_i^T W b_i``: Gaussian measurements of rank one, ``O(N (m + n))`` storage.
+
+    Parameters
+    ----------
+    left : array (N, m)
+        The ``a_i``; scale them so that the measurements have the size you want.
+    right : array (N, n)
+        The ``b_i``.
+    """
+
+    isotropic = True
+
+    def __init__(self, left: Array, right: Array):
+        self.left, self.right = as_data(left, "left", 2), as_data(right, "right", 2)
+        if self.left.shape[0] != self.right.shape[0]:
+            raise ValueError(
+                f"left and right must hold as many vectors, got {self.left.shape[0]} and {self.right.shape[0]}"
+            )
+        self.count = int(self.left.shape[0])
+        self.shape = (int(self.left.shape[1]), int(self.right.shape[1]))
+
+    def measure(self, sums):
+        return [sum((self.left * p.apply(self.right)).sum(-1) for p in points) for points in sums]
+
+    def adjoint(self, y):
+        return _RankOneSum(y, self.left, self.right)
+
+    def like(self):
+        return self.left
+
+
+class _RankOneSum:
+    """``sum_i y_i conj(a_i) conj(b_i)^T`` as an operator."""
+
+    def __init__(self, y: Array, left: Array, right: Array):
+        self.y, self.left, self.right = y, left, right
+
+    def adjoint(self) -> _RankOneSum:
+        return _RankOneSum(self.y.conj(), self.right.conj(), self.left.conj())
+
+    def __matmul__(self, x: Array) -> Array:
+        return self.left.mT.conj() @ (self.y[..., None] * (self.right.conj() @ x))
+
+
+class SubsampledOrthogonal(Ensemble):
+    """Random signs, an orthonormal real Fourier transform, and a random subset: ``O(m n log(m n))``.
+
+    Scaled so that ``||A(W)||`` has the size of ``||W||`` on average, as an isometry would.
+    Source: the structured random maps of :cite:`tropp2011srht`, with the real Fourier basis.
+
+    Parameters
+    ----------
+    signs : array (m n,)
+        Plus and minus ones.
+    kept : integer array (N,)
+        Which transform coefficients are measured.
+    shape : (m, n)
+    """
+
+    isotropic = True
+
+    def __init__(self, signs: Array, kept: Array, shape: tuple[int, int]):
+        self.shape = check_shape(shape)
+        size = self.shape[0] * self.shape[1]
+        if signs.shape != (size,):
+            raise ValueError(f"signs must have shape ({size},), got {tuple(signs.shape)}")
+        self.signs, self.kept, self.size = signs, kept, size
+        self.count = int(kept.shape[0])
+        self.gain = (size / self.count) ** 0.5
+
+    def measure(self, sums):
+        stacked, _ = _stacked(_dense_sums(sums))
+        return list(self.gain * self._transform(stacked * self.signs)[..., self.kept])
+
+    def adjoint(self, y):
+        full = y.new_zeros((*y.shape[:-1], self.size)) if xp.is_torch(y) else np.zeros((*y.shape[:-1], self.size), y.dtype)
+        full[..., self.kept] = y
+        w = self.gain * self._inverse(full) * self.signs
+        return w.reshape(*y.shape[:-1], *self.shape)
+
+    def like(self):
+        return self.signs
+
+    def _transform(self, v: Array) -> Array:
+        """Orthonormal real Fourier coefficients: constant, cosines, sines."""
+        backend, d = xp.namespace(v), self.size
+        spectrum = backend.fft.rfft(v) / d**0.5
+        middle = spectrum[..., 1 : (d + 1) // 2] * 2**0.5
+        parts = [spectrum[..., :1].real, middle.real, middle.imag]
+        if d % 2 == 0:
+            parts.insert(1, spectrum[..., -1:].real)
+        return backend.concatenate(parts, -1)
+
+    def _inverse(self, c: Array) -> Array:
+        backend, d = xp.namespace(c), self.size
+        even, half = 1 - d % 2, (d + 1) // 2 - 1
+        start = 1 + even
+        middle = (c[..., start : start + half] + 1j * c[..., start + half :]) / 2**0.5
+        parts = [c[..., :1] + 0j, middle]
+        if even:
+            parts.append(c[..., 1:2] + 0j)
+        return backend.fft.irfft(backend.concatenate(parts, -1), n=d) * d**0.5
+
+
+def as_ensemble(operator: Any, shape: tuple[int, int]) -> Ensemble:
+    """An ensemble from an ensemble, an array (N, m, n) or (N, m n), or a linear operator."""
+    from scipy.sparse.linalg import LinearOperator
+
+    if isinstance(operator, Ensemble):
+        ensemble = operator
+    elif isinstance(operator, LinearOperator):
+        ensemble = WrappedOperator(operator, shape)
+    else:
+        matrices = as_data(operator, "operator", 2)
+        if matrices.ndim == 2:
+            if matrices.shape[1] != shape[0] * shape[1]:
+                raise ValueError(
+                    f"operator has rows of length {matrices.shape[1]}, but shape {shape} has {shape[0] * shape[1]} entries"
+                )
+            matrices = matrices.reshape(-1, *shape)
+        ensemble = DenseEnsemble(matrices)
+    if ensemble.shape != shape:
+        raise ValueError(f"operator acts on {ensemble.shape} matrices, but shape is {shape}")
+    return ensemble

@@ -1,0 +1,88 @@
+"""The outcome of a solve: one result type, and statuses whose values are their messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from .factors import Factors
+
+__all__ = ["Result", "Status"]
+
+
+class Status(str, Enum):
+    """Why a solve ended; the value is the message."""
+
+    CONVERGED = "converged: the relative decrease of the loss and the relative gradient norm are below tol"
+    EXACT = "converged: the residual is at rounding level"
+    MAX_ITER = "stopped: max_iter iterations done before tol was reached"
+    STALLED = "stopped: the loss no longer decreases at working precision"
+    DIVERGED = (
+        "diverged: the loss became non-finite or grew beyond bounds; the last finite point is returned. "
+        'Try step_size="auto", a smaller step, damping, or a spectral start'
+    )
+    CALLBACK = "stopped: the callback returned True"
+    INTERRUPTED = "stopped: interrupted by the user; continue with solve(problem, result.point, ...)"
+
+    @property
+    def success(self) -> bool:
+        """Whether a solution was reached to the requested accuracy."""
+        return self in (Status.CONVERGED, Status.EXACT)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `lowrank_sp.solve` returns, in the vocabulary of ``scipy.optimize.OptimizeResult``.
+
+    Attributes
+    ----------
+    point : Factors
+        The solution, in the form of the start; for a diverged run its last finite point.
+    fun : float or array (...)
+        Loss at ``point``, one per batch element.
+    nit : int
+        Iterations done.
+    status : Status
+        Why it stopped.
+    success : bool
+        Whether the status is a converged one.
+    message : str
+        The status in words.
+    history : dict of arrays of equal length
+        ``iteration``, ``seconds`` (solver time, without error tracking and callbacks), ``loss``,
+        ``gradient_norm`` and, when the truth is known, ``error`` (relative Frobenius error).
+    solver : Any
+        The solver that ran.
+    converged : bool array (...) or bool
+        Per batch element, whether it reached the requested accuracy.
+    """
+
+    point: Factors
+    fun: Any
+    nit: int
+    status: Status
+    history: dict[str, np.ndarray] = field(repr=False)
+    solver: Any
+    converged: Any = None
+
+    @property
+    def success(self) -> bool:
+        return self.status.success
+
+    @property
+    def message(self) -> str:
+        return self.status.value
+
+    def iterations_to(self, level: float, key: str = "error") -> float:
+        """First iteration at which ``history[key]`` is at most ``level``; infinite if it never is.
+
+        For batched histories, one value per batch element.
+        """
+        if key not in self.history:
+            raise ValueError(f"history has no {key!r}; it holds {', '.join(self.history)}")
+        below = np.asarray(self.history[key]) <= level
+        first = np.where(below.any(axis=0), self.history["iteration"][below.argmax(axis=0)], np.inf)
+        return float(first) if first.ndim == 0 else first

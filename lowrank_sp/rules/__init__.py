@@ -1,0 +1,48 @@
+"""All update rules, and the registry over which their contract tests run."""
+
+from .accumulate import Adam, Conjugate, Momentum
+from .base import Chain, PerFactor, Plain, Rule, chain, check_needs
+from .geometry import Landing, Riemannian, retract, retract_qr, translate
+from .precondition import Horizontal, LossDamped, Refactored, RefactoredScalar, Scaled
+
+__all__ = [
+    "RULES",
+    "Adam",
+    "Chain",
+    "Conjugate",
+    "Horizontal",
+    "Landing",
+    "LossDamped",
+    "Momentum",
+    "PerFactor",
+    "Plain",
+    "Refactored",
+    "RefactoredScalar",
+    "Riemannian",
+    "Rule",
+    "Scaled",
+    "chain",
+    "check_needs",
+    "retract",
+    "retract_qr",
+    "translate",
+]
+
+RULES: dict[str, Rule] = {
+    "plain": Plain(),
+    "scaled": Scaled(),
+    "scaled-damped": Scaled(damping=0.1),
+    "loss-damped": LossDamped(),
+    "refactored": Refactored(),
+    "refactored-scalar": RefactoredScalar(),
+    "horizontal": Horizontal(),
+    "momentum": Momentum(),
+    "adam": Adam(),
+    "conjugate": Conjugate(Scaled()),
+    "riemannian": Riemannian(),
+    "landing": Landing(),
+    "scaled+momentum": chain(Scaled(), Momentum()),
+    "refactored+momentum": chain(Refactored(), Momentum()),
+    "refactored+adam": chain(Refactored(), Adam()),
+    "scaled+adam": chain(Scaled(), Adam()),
+}

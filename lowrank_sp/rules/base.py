@@ -1,0 +1,116 @@
+"""An update rule is a pair of pure functions on factors: gradient and state in, direction and state out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..factors import Factors
+
+__all__ = ["Chain", "PerFactor", "Plain", "Rule", "chain", "check_needs"]
+
+
+class Rule(ABC):
+    """Turns gradients into directions; a solver or optimizer then moves by ``-lr * direction``.
+
+    ``needs`` lists the classes, one of which a point must be; ``equivariant`` says whether the matrix
+    follows the same path from every gauge-equivalent start, and is a tested promise;
+    ``preserves_equivariance`` says that a rule keeps that property of the rule before it.
+    """
+
+    needs: ClassVar[tuple[type, ...]] = (Factors,)
+    equivariant: ClassVar[bool] = False
+    preserves_equivariance: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, point: Factors) -> Any:
+        """The state before the first step: arrays, factors and tuples of them."""
+
+    @abstractmethod
+    def update(self, grad: Any, state: Any, point: Any, loss: Any = None) -> tuple[Any, Any]:
+        """``(direction, state)`` for the gradient at ``point``; ``loss`` is its loss, where known."""
+
+    @abstractmethod
+    def carry(self, state: Any, old: Any, new: Any) -> Any:
+        """Move whatever the state accumulates from the point ``old`` to the point ``new``."""
+
+
+def check_needs(rule: Rule, point: Factors) -> None:
+    """Raise a ``TypeError`` that names the missing capability unless ``rule`` can act on ``point``."""
+    if not isinstance(point, rule.needs):
+        wanted = " or ".join(cls.__name__ for cls in rule.needs)
+        raise TypeError(
+            f"{type(rule).__name__} needs a {wanted} point, got {type(point).__name__}; "
+            f"convert the start with start.to(lr.{rule.needs[0].__name__})"
+        )
+
+
+@dataclass(frozen=True)
+class Plain(Rule):
+    """The gradient itself: gradient descent."""
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        return grad, state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@dataclass(frozen=True)
+class Chain(Rule):
+    """Rules applied one after the other: each sees the direction of the one before as its gradient."""
+
+    rules: tuple[Rule, ...]
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        return min((rule.needs for rule in self.rules), key=lambda classes: Factors in classes)
+
+    @property
+    def equivariant(self) -> bool:
+        return self.rules[0].equivariant and all(rule.preserves_equivariance for rule in self.rules[1:])
+
+    def init(self, point):
+        for rule in self.rules:
+            check_needs(rule, point)
+        return tuple(rule.init(point) for rule in self.rules)
+
+    def update(self, grad, state, point, loss=None):
+        states = []
+        for rule, part in zip(self.rules, state, strict=True):
+            grad, part = rule.update(grad, part, point, loss)
+            states.append(part)
+        return grad, tuple(states)
+
+    def carry(self, state, old, new):
+        return tuple(rule.carry(part, old, new) for rule, part in zip(self.rules, state, strict=True))
+
+
+def chain(*rules: Rule) -> Chain:
+    """Compose rules from left to right, as ``chain(Scaled(), Momentum())``."""
+    return Chain(tuple(rules))
+
+
+@dataclass(frozen=True)
+class PerFactor(Rule):
+    """Multiply the direction of each array by its own rate (LoRA+ style), in the order of ``point.names``."""
+
+    rates: tuple[float, ...]
+
+    def init(self, point):
+        if len(self.rates) != len(point.names):
+            raise ValueError(
+                f"rates has {len(self.rates)} entries, but {type(point).__name__} has {len(point.names)} "
+                f"arrays: {', '.join(point.names)}"
+            )
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        return type(grad)(*[rate * g for rate, g in zip(self.rates, grad.arrays(), strict=True)]), state
+
+    def carry(self, state, old, new):
+        return state

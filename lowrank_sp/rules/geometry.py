@@ -1,0 +1,96 @@
+"""Rules and moves of orthonormal factors: tangent projection, the landing field, and ways to move a point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import xp
+from ..coverage import covers
+from ..factors import Factors
+from ..parameterizations import SVD, FixedRank, PoLAR
+from ..spaces import FLAT, STIEFEL_QR
+from .base import Rule
+
+__all__ = ["Landing", "Riemannian", "retract", "retract_qr", "translate"]
+
+
+def retract(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | None = None) -> Factors:
+    """Move every factor in its own space: the retraction that the form declares."""
+    return point.retract(direction, lr, wrt)
+
+
+def retract_qr(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | None = None) -> Factors:
+    """As `retract`, with the QR retraction for orthonormal factors."""
+    arrays, moves = list(point.arrays()), direction.arrays()
+    for i in range(len(arrays)) if wrt is None else wrt:
+        space = FLAT if point.spaces[i] is FLAT else STIEFEL_QR
+        arrays[i] = space.retract(arrays[i], moves[i], xp.expand(lr, point.ndims[i]))
+    return type(point)(*arrays)
+
+
+def translate(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | None = None) -> Factors:
+    """Move every factor along a straight line, whatever its space: for retraction-free methods."""
+    arrays, moves = list(point.arrays()), direction.arrays()
+    for i in range(len(arrays)) if wrt is None else wrt:
+        arrays[i] = arrays[i] - xp.expand(lr, point.ndims[i]) * moves[i]
+    return type(point)(*arrays)
+
+
+@covers("O13")
+@dataclass(frozen=True)
+class Riemannian(Rule):
+    """The Riemannian gradient: the tangent projection of the Euclidean one, factor by factor."""
+
+    needs = (PoLAR, SVD, FixedRank)
+    equivariant = True
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        return point.project(grad), state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@covers("O12")
+@dataclass(frozen=True)
+class Landing(Rule):
+    """The landing field of orthonormal factors: a tangent part and a pull towards orthonormality.
+
+    ``grad (X^H X) - X (grad^H X) + strength X (X^H X - I)``, written with r x r products only; the two
+    parts are orthogonal. ``strength = penalty * ||D_i F||^2`` is in the units of the loss: the squared norm
+    of the other factors, so that ``penalty`` is a pure number.
+
+    Notes
+    -----
+    The skew part carries no factor 1/2, as in the published code of :cite:`lion2025polar`.
+    Source: :cite:`ablin2022landing`.
+    """
+
+    penalty: float = 0.5
+    needs = (PoLAR, SVD)
+
+    def init(self, point):
+        if not self.penalty > 0:
+            raise ValueError(f"penalty must be positive, got {self.penalty}")
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        left, core, right = point.arrays()
+        strength = self.penalty * xp.inner(core, core, point.ndims[1])
+        return type(point)(
+            _landing(left, grad.left, strength), grad.arrays()[1], _landing(right, grad.right, strength)
+        ), state
+
+    def carry(self, state, old, new):
+        return state
+
+
+def _landing(x: Any, g: Any, strength: Any) -> Any:
+    p = xp.gram(x)
+    distance = p - xp.asarray_like(xp.namespace(p).eye(p.shape[-1]), p)
+    return g @ p - x @ (xp.adjoint(g) @ x) + xp.expand(strength, 2) * (x @ distance)

@@ -1,0 +1,159 @@
+"""Rules that change the metric: ScaledGD, RefLoRA and LoRA-Pro's horizontal projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import xp
+from ..coverage import covers
+from ..parameterizations import BurerMonteiro
+from .base import Rule
+
+__all__ = ["Horizontal", "LossDamped", "Refactored", "RefactoredScalar", "Scaled"]
+
+
+@covers("O04", "O05", "O06")
+@dataclass(frozen=True)
+class Scaled(Rule):
+    """Scaled gradient descent: ``grad_X (Y^H Y + damping I)^{-1}`` and so on for every block of the form.
+
+    Parameters
+    ----------
+    damping : float
+        Absolute, in the units of the Gram matrices; 0 means only the numerical floor of `xp.inv_psd`.
+        A zero factor has a zero gradient partner, so its step is zero: the first step from
+        ``(A Phi, 0)`` moves Y alone.
+
+    Notes
+    -----
+    Source: :cite:`tong2021scaledgd`, equation (15) of :cite:`survey2026sp`; with ``damping > 0``
+    ScaledGD(lambda) of :cite:`xu2023power`, and the preconditioner of :cite:`zhang2024riemannian`.
+    """
+
+    damping: float = 0.0
+    equivariant = True
+
+    def init(self, point):
+        if self.damping < 0:
+            raise ValueError(f"damping must not be negative, got {self.damping}")
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        return point.whiten(grad, self.damping), state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@dataclass(frozen=True)
+class LossDamped(Rule):
+    """ScaledGD with damping ``factor * sqrt(loss)``, the PrecGD rule for an over-estimated rank.
+
+    Needs the loss, which a solver supplies. Source: :cite:`zhang2021precgd`.
+    """
+
+    factor: float = 0.5
+
+    def init(self, point):
+        if not self.factor > 0:
+            raise ValueError(f"factor must be positive, got {self.factor}")
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        if loss is None:
+            raise ValueError("LossDamped needs the loss: call update(grad, state, point, loss=value)")
+        return point.whiten(grad, self.factor * loss**0.5), state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@covers("O07")
+@dataclass(frozen=True)
+class Refactored(Rule):
+    """RefLoRA: the gradient step of the balanced factorization, taken in the given one.
+
+    With ``S`` the geometric mean of ``(X^H X)^{-1}`` and ``Y^H Y`` the direction is
+    ``(grad_X S^{-1}, grad_Y S)``. At a zero factor ``S`` does not exist and the plain gradient is used.
+
+    Source: :cite:`zhang2025reflora`; equations (18)-(19) of :cite:`survey2026sp`.
+    """
+
+    needs = (BurerMonteiro,)
+    equivariant = True
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        s, s_inv = xp.riccati(xp.gram(point.left), xp.gram(point.right))
+        return BurerMonteiro(grad.left @ s_inv, grad.right @ s), state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@covers("O08")
+@dataclass(frozen=True)
+class RefactoredScalar(Rule):
+    """RefLoRA-S: ``S`` replaced by ``||Y||_F / ||X||_F``, which removes the scalar gauge only.
+
+    At a zero factor the plain gradient is used. Source: :cite:`zhang2025reflora`.
+    """
+
+    needs = (BurerMonteiro,)
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        x2, y2 = xp.inner(point.left, point.left), xp.inner(point.right, point.right)
+        zero = (x2 == 0) | (y2 == 0)
+        s = ((y2 + zero) / (x2 + zero)) ** 0.5
+        s = xp.namespace(point.left).where(zero, s * 0 + 1, s) if getattr(s, "ndim", 0) else (1.0 if zero else s)
+        return BurerMonteiro(grad.left / xp.expand(s, 2), grad.right * xp.expand(s, 2)), state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@covers("O09", "O32")
+@dataclass(frozen=True)
+class Horizontal(Rule):
+    """LoRA-Pro: the factor step whose matrix step is the tangent projection of the full gradient.
+
+    ``dX = (I - P_X) grad_X (Y^H Y)^{-1} + X M`` and ``dY = grad_Y (X^H X)^{-1} - Y M^H``; the matrix step
+    is ``P_T(G)`` for every M, and the M that makes the step horizontal in the Euclidean metric,
+    ``X^H dX = dY^H Y``, solves the r x r Sylvester equation
+    ``X^H X M + M Y^H Y = (X^H X)^{-1} X^H grad_X``.
+
+    Parameters
+    ----------
+    damping : float
+        Added to both Gram matrices.
+
+    Notes
+    -----
+    The sign of M in the second formula is the corrected one. The matrix step is gauge invariant to first
+    order; the product ``dX dY^H`` that additive factor steps leave behind is not. Source: :cite:`wang2025lorapro`.
+    """
+
+    damping: float = 0.0
+    needs = (BurerMonteiro,)
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        x, y = point.left, point.right
+        px, py = xp.gram(x), xp.gram(y)
+        px_inv, py_inv = xp.inv_psd(px, self.damping), xp.inv_psd(py, self.damping)
+        coefficients = px_inv @ (xp.adjoint(x) @ grad.left)
+        m = xp.sylvester_psd(px, py, coefficients)
+        left = (grad.left - x @ coefficients) @ py_inv + x @ m
+        return BurerMonteiro(left, grad.right @ px_inv - y @ xp.adjoint(m)), state
+
+    def carry(self, state, old, new):
+        return state
+
+

@@ -1,0 +1,342 @@
+"""Step-size policies: constant, exact line search, backtracking on manifolds, Barzilai-Borwein, Polyak."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import xp
+from ..coverage import covers
+from ..spaces import FLAT
+from .geometry import translate
+
+__all__ = [
+    "Auto",
+    "Backtracking",
+    "BarzilaiBorwein",
+    "Constant",
+    "ExactLineSearch",
+    "Move",
+    "Place",
+    "Polyak",
+    "Search",
+    "minimize_polynomial",
+    "parse_step",
+]
+
+
+class Place(NamedTuple):
+    """A point together with its residual and its loss."""
+
+    point: Any
+    residual: Any
+    loss: Any
+
+
+class Move(NamedTuple):
+    """A proposed move: gradient and direction at a place, how to move, and which arrays."""
+
+    problem: Any
+    gradient: Any
+    direction: Any
+    mover: Any
+    wrt: tuple[int, ...]
+
+    def to(self, place: Place, step: Any) -> Place:
+        """The place after the step, with a freshly computed residual."""
+        point = self.mover(place.point, self.direction, step, self.wrt)
+        residual = self.problem.residual(point)
+        return Place(point, residual, self.problem.loss(residual))
+
+
+class Search(ABC):
+    """Chooses how far to move along ``-direction``."""
+
+    @abstractmethod
+    def init(self) -> Any:
+        """The state before the first step."""
+
+    @abstractmethod
+    def advance(self, place: Place, move: Move, state: Any) -> tuple[Place, Any]:
+        """The new place and state."""
+
+
+def parse_step(step_size: Any) -> Search:
+    """A policy from ``"auto"``, a positive number or a policy.
+
+    Raises
+    ------
+    ValueError
+        If the number is not positive and finite, or the text is not ``"auto"``.
+    """
+    if isinstance(step_size, Search):
+        return step_size
+    if isinstance(step_size, str) and step_size == "auto":
+        return Auto()
+    if isinstance(step_size, (int, float)) and not isinstance(step_size, bool):
+        return Constant(float(step_size))
+    raise ValueError(
+        f'step_size must be "auto", a positive number or a step policy such as ExactLineSearch(), '
+        f"got {step_size!r}"
+    )
+
+
+@dataclass(frozen=True)
+class Constant(Search):
+    """The same step every time."""
+
+    step: float
+
+    def __post_init__(self):
+        if not (self.step > 0 and np.isfinite(self.step)):
+            raise ValueError(f"step_size must be positive and finite, got {self.step}")
+
+    def init(self):
+        return ()
+
+    def advance(self, place, move, state):
+        return move.to(place, self.step), state
+
+
+@dataclass(frozen=True)
+class Polyak(Search):
+    """``(loss - minimum) / <grad, direction>``: for problems whose least loss is known.
+
+    Source: :cite:`polyak1969`.
+    """
+
+    minimum: float = 0.0
+
+    def init(self):
+        return ()
+
+    def advance(self, place, move, state):
+        slope = move.gradient.inner(move.direction)
+        return move.to(place, (place.loss - self.minimum) / (slope + (slope == 0))), state
+
+
+def minimize_polynomial(coefficients: np.ndarray) -> np.ndarray:
+    """The real minimiser of polynomials bounded from below.
+
+    Parameters
+    ----------
+    coefficients : array (..., 2p + 1)
+        Ascending powers; the even leading coefficient is not negative.
+
+    Returns
+    -------
+    array (...)
+        The global minimiser; 0 where the polynomial is constant or not finite.
+    """
+    flat = coefficients.reshape(-1, coefficients.shape[-1])
+    return np.array([_minimize_one(c) for c in flat]).reshape(coefficients.shape[:-1])
+
+
+def _minimize_one(c: np.ndarray) -> float:
+    """Scale the variable by the quadratic guess, then take the best real critical point."""
+    if not np.isfinite(c).all() or c[1] == 0:
+        return 0.0
+    scale = -c[1] / (2 * c[2]) if c[2] > 0 else 1.0
+    if len(c) == 3:
+        return float(scale) if c[2] > 0 else 0.0
+    powers = np.arange(len(c))
+    scaled = c * scale**powers
+    size = np.abs(scaled[1:]).max()
+    if not np.isfinite(size) or size == 0:
+        return 0.0
+    scaled = scaled / size
+    derivative = (scaled * powers)[1:]
+    keep = np.flatnonzero(np.abs(derivative) > 1e-14 * np.abs(derivative).max())[-1] + 1
+    roots = np.roots(derivative[:keep][::-1])
+    real = roots.real[np.abs(roots.imag) <= 1e-6 * (1 + np.abs(roots.real))]
+    if real.size == 0:
+        return 0.0
+    values = np.polynomial.polynomial.polyval(real, np.concatenate(([0.0], scaled[1:])))
+    best = int(np.argmin(values))
+    return float(real[best] * scale) if values[best] <= 0 else 0.0
+
+
+def _loss_polynomial(products: list[list[Any]]) -> np.ndarray:
+    """Ascending coefficients of ``1/2 || sum_k t^k c_k ||^2`` from the Gram matrix of the ``c_k``."""
+    size = len(products)
+    table: list[Any] = [0.0] * (2 * size - 1)
+    for i in range(size):
+        for j in range(i + 1):
+            weight = 0.5 if i == j else 1.0
+            table[i + j] = table[i + j] + weight * xp.to_numpy(products[i][j]).astype(float)
+    return np.stack(np.broadcast_arrays(*table), axis=-1)
+
+
+def _path(place: Place, move: Move) -> list[Any]:
+    """Residual coefficients ``c_k`` along ``x - t d``, moving in a straight line in the factors."""
+    images = move.problem.measure(*place.point.expansion(move.direction, move.wrt))
+    return [place.residual, *[-image if k % 2 == 0 else image for k, image in enumerate(images)]]
+
+
+def _line_minimum(place: Place, move: Move, weight: float = 0.0) -> tuple[Any, list[Any]]:
+    """The exact minimiser along the line, as a number or one per batch element, and the path."""
+    path = _path(place, move)
+    inner = move.problem.inner
+    products = [[inner(a, b) for b in path[: i + 1]] for i, a in enumerate(path)]
+    coefficients = _loss_polynomial(products)
+    if weight:
+        coefficients = _add(coefficients, weight * _orthogonality_polynomial(place.point, move))
+    step = minimize_polynomial(coefficients)
+    return (float(step) if step.ndim == 0 else xp.asarray_like(step, place.loss)), path
+
+
+def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    size = max(a.shape[-1], b.shape[-1])
+    pad = [np.pad(c, [(0, 0)] * (c.ndim - 1) + [(0, size - c.shape[-1])]) for c in (a, b)]
+    return pad[0] + pad[1]
+
+
+def _orthogonality_polynomial(point: Any, move: Move) -> np.ndarray:
+    """``1/2 sum ||X(t)^H X(t) - I||^2`` along the line, over the orthonormal factors that move."""
+    total: Any = np.zeros(5)
+    for i in move.wrt:
+        if point.spaces[i] is not FLAT:
+            x, d = point.arrays()[i], move.direction.arrays()[i]
+            cross = xp.adjoint(x) @ d
+            p = xp.gram(x)
+            terms = [p - xp.asarray_like(xp.namespace(p).eye(p.shape[-1]), p), -(cross + xp.adjoint(cross)), xp.gram(d)]
+            total = total + _loss_polynomial([[xp.inner(a, b) for b in terms[: k + 1]] for k, a in enumerate(terms)])
+    return total
+
+
+@dataclass(frozen=True)
+class ExactLineSearch(Search):
+    """The global minimiser of the loss along the line in the factors.
+
+    For least squares the residual is a polynomial in the step, so its squared norm is minimised by
+    solving for the roots of a derivative (a cubic for two factors): no trial evaluations. The residual is
+    updated by the same polynomial and recomputed every ``refresh`` steps, or when the loss has dropped a
+    thousandfold, so rounding does not accumulate.
+
+    Parameters
+    ----------
+    refresh : int
+        Largest number of polynomial updates in a row.
+    constraint_weight : float
+        Weight, relative to the squared data norm, of ``1/2 ||X^H X - I||^2`` for orthonormal factors
+        moved in straight lines (landing methods).
+    """
+
+    refresh: int = 20
+    constraint_weight: float = 0.0
+
+    def init(self):
+        return (0, None)
+
+    def advance(self, place, move, state):
+        age, reference = state
+        weight = self.constraint_weight * move.problem.scale if self.constraint_weight else 0.0
+        step, path = _line_minimum(place, move, weight)
+        if self._stale(move.problem, age, place.loss, reference):
+            new = move.to(place, step)
+            return new, (1, new.loss)
+        point = move.mover(place.point, move.direction, step, move.wrt)
+        residual = _evaluate(path, step, move.problem.data_ndim)
+        return Place(point, residual, move.problem.loss(residual)), (age + 1, reference)
+
+    def _stale(self, problem: Any, age: int, loss: Any, reference: Any) -> bool:
+        if reference is None or age >= min(self.refresh, problem.refresh):
+            return True
+        return bool((loss < 1e-3 * reference).any())
+
+
+def _evaluate(path: list[Any], step: Any, ndim: int) -> Any:
+    """``sum_k step^k path[k]``."""
+    t = xp.expand(step, ndim)
+    total = path[0]
+    for k, image in enumerate(path[1:], start=1):
+        total = total + t**k * image
+    return total
+
+
+@dataclass(frozen=True)
+class Backtracking(Search):
+    """Armijo backtracking on the manifold, from the exact minimiser of the straight line in the factors.
+
+    Parameters
+    ----------
+    decrease : float
+        Share of the linear prediction that a step must gain.
+    most : int
+        Halvings before the search gives up and stays where it is.
+    """
+
+    decrease: float = 1e-4
+    most: int = 30
+
+    def init(self):
+        return ()
+
+    def advance(self, place, move, state):
+        step, _ = _line_minimum(place, move)
+        slope = move.gradient.inner(move.direction)
+        slope = slope * (slope > 0)
+        for _ in range(self.most):
+            new = move.to(place, step)
+            enough = new.loss <= place.loss - self.decrease * step * slope
+            if bool(enough.all()):
+                return new, state
+            step = step * 0.5 if isinstance(step, float) else step * (0.5 + 0.5 * enough)
+        return move.to(place, step * 0.0), state
+
+
+@covers("O01")
+@dataclass(frozen=True)
+class BarzilaiBorwein(Search):
+    """``<s, s> / <s, y>`` with the last change of point ``s`` and of gradient ``y``.
+
+    The first step, steps with negative curvature, and steps after which the loss exceeds the largest of
+    the last ``memory`` losses are replaced by the exact line search. Source: :cite:`barzilai1988`.
+    """
+
+    memory: int = 8
+
+    def init(self):
+        return (None, None, ())
+
+    def advance(self, place, move, state):
+        old_point, old_gradient, losses = state
+        losses = (*losses, place.loss)[-self.memory :]
+        kept = (place.point, move.gradient, losses)
+        if old_point is not None:
+            change = place.point - old_point
+            curvature = change.inner(move.gradient - old_gradient)
+            if bool((curvature > 0).all()):
+                new = move.to(place, change.inner(change) / curvature)
+                if bool((new.loss <= _largest(losses)).all()):
+                    return new, kept
+        step, _ = _line_minimum(place, move)
+        return move.to(place, step), kept
+
+
+def _largest(losses: tuple[Any, ...]) -> Any:
+    total = losses[0]
+    for loss in losses[1:]:
+        total = xp.namespace(loss).maximum(total, loss)
+    return total
+
+
+@dataclass(frozen=True)
+class Auto(Search):
+    """The step that needs no tuning: exact where the factors move in straight lines, else backtracking."""
+
+    exact: ExactLineSearch = ExactLineSearch()
+    manifold: Backtracking = Backtracking()
+
+    def init(self):
+        return self.exact.init(), self.manifold.init()
+
+    def advance(self, place, move, state):
+        if move.mover is translate or all(place.point.spaces[i] is FLAT for i in move.wrt):
+            new, part = self.exact.advance(place, move, state[0])
+            return new, (part, state[1])
+        new, part = self.manifold.advance(place, move, state[1])
+        return new, (state[0], part)

@@ -1,0 +1,225 @@
+"""The only loop: iterate a solver, keep history, and stop for a stated reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from . import xp
+from .descent import Solver, State
+from .factors import Factors
+from .parameterizations import BurerMonteiro
+from .problems.base import LeastSquares
+from .result import Result, Status
+
+__all__ = ["solve"]
+
+# A loss this many times the larger of its start and the data norm counts as divergence.
+GROWTH = 1e8
+
+
+def solve(
+    problem: LeastSquares,
+    start: Factors,
+    solver: Solver,
+    max_iter: int = 2000,
+    tol: float = 1e-10,
+    callback: Callable[[int, Factors, float], Any] | None = None,
+    progress: bool = False,
+) -> Result:
+    """Run a solver on a problem from a start.
+
+    Parameters
+    ----------
+    problem : LeastSquares
+        For example ``lr.MatrixCompletion(...)``.
+    start : Factors
+        For example ``lr.inits.spectral(problem, lr.BurerMonteiro, rank=5)``; leading axes are batch, and all
+        batch elements run at once.
+    solver : Solver
+        For example ``lr.ScaledGD()``.
+    max_iter : int
+        Most iterations.
+    tol : float
+        Stop when the decrease of the loss, relative to the first loss, and the gradient norm, relative to the
+        first, are both at most ``tol``; 0 never stops early except at an exact zero.
+    callback : callable, optional
+        ``callback(iteration, point, loss)`` after every iteration; a true return value stops the solve.
+    progress : bool
+        Show a progress bar (needs tqdm).
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the start does not fit the problem or the solver, libraries are mixed, or settings are off.
+    """
+    _check(problem, start, solver, max_iter, tol)
+    form = type(start)
+    run = _Run(problem, tol)
+    point = start.to(solver.form) if solver.form is not None and form is BurerMonteiro else start
+    bar = _progress_bar(max_iter, solver, progress)
+    status = Status.MAX_ITER
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        state = run.begin(solver, point)
+        try:
+            for iteration in range(1, max_iter + 1):
+                state, ended = run.advance(solver, state, iteration)
+                bar(iteration, run.history["loss"][-1])
+                if callback is not None and callback(iteration, state.point, state.loss):
+                    status = Status.CALLBACK
+                    break
+                if ended is not None:
+                    status = ended
+                    break
+        except KeyboardInterrupt:
+            status = Status.INTERRUPTED
+    bar(None, None)
+    return run.result(state, status, solver, form)
+
+
+class _Run:
+    """History and stopping of one solve."""
+
+    def __init__(self, problem: LeastSquares, tol: float):
+        self.problem, self.tol = problem, tol
+        self.history: dict[str, list[Any]] = {"iteration": [], "seconds": [], "loss": [], "gradient_norm": []}
+        self.seconds = 0.0
+        self.quiet = 0
+
+    def begin(self, solver: Solver, point: Factors) -> State:
+        tick = perf_counter()
+        state = solver.start(self.problem, point)
+        self.seconds += perf_counter() - tick
+        loss = xp.to_numpy(state.loss)
+        if not np.isfinite(loss).all():
+            raise ValueError("the loss at the start is not finite; check the start and the scale of the data")
+        self.first_loss = np.maximum(loss, np.finfo(float).tiny)
+        self.bound = GROWTH * np.maximum(loss, 0.5 * self.problem.scale)
+        precision = float(np.finfo(loss.dtype).eps)
+        self.floor = 0.5 * self.problem.scale * (0.5 * precision) ** 2
+        self.done = np.zeros(loss.shape, bool)
+        self.good = np.zeros(loss.shape, bool)
+        self.first_gradient: Any = None
+        self.loss = loss
+        self._record(0, state, loss)
+        return state
+
+    def advance(self, solver: Solver, state: State, iteration: int) -> tuple[State, Status | None]:
+        tick = perf_counter()
+        new = solver.step(self.problem, state)
+        loss = xp.to_numpy(new.loss)
+        self.seconds += perf_counter() - tick
+        bad = ~(loss <= self.bound)
+        if loss.ndim == 0:
+            if bad:
+                return state, Status.DIVERGED
+        else:
+            new, loss = self._freeze(state, new, loss, bad)
+        previous, self.loss = self.loss, loss
+        self._record(iteration, new, loss)
+        return new, self._verdict(previous, loss, xp.to_numpy(new.gradient_norm))
+
+    def _freeze(self, old: State, new: State, loss: np.ndarray, bad: np.ndarray) -> tuple[State, np.ndarray]:
+        """Batch: elements that diverged or had finished keep their old point."""
+        self.done |= bad
+        if not self.done.any():
+            return new, loss
+        keep = xp.asarray_like(self.done, self.problem.like()).real != 0
+        where = xp.namespace(keep).where
+        arrays = [
+            where(xp.expand(keep, k), a, b)
+            for a, b, k in zip(old.point.arrays(), new.point.arrays(), new.point.ndims, strict=True)
+        ]
+        point = type(new.point)(*arrays)
+        residual = self.problem.residual(point)
+        new = new._replace(point=point, residual=residual, loss=self.problem.loss(residual))
+        return new, xp.to_numpy(new.loss)
+
+    def _verdict(self, previous: np.ndarray, loss: np.ndarray, gradient: np.ndarray) -> Status | None:
+        """Whether all batch elements have ended, and why."""
+        if self.first_gradient is None:
+            self.first_gradient = np.maximum(gradient, np.finfo(float).tiny)
+        exact = loss <= self.floor
+        gain = (previous - loss) / self.first_loss
+        settled = (np.abs(gain) <= self.tol) & (gradient <= self.tol * self.first_gradient) if self.tol else exact
+        self.quiet = self.quiet + 1 if bool(np.all((gain <= 0) & (loss >= previous) | self.done)) else 0
+        self.good = self.good | exact | (settled & ~self.done)
+        if loss.ndim == 0:
+            if exact:
+                return Status.EXACT
+            if settled and self.tol:
+                return Status.CONVERGED
+        else:
+            self.done = self.done | self.good
+            if self.done.all():
+                return Status.CONVERGED if self.good.all() else Status.DIVERGED
+        return Status.STALLED if self.quiet >= 10 and self.tol and _unchanged(previous, loss) else None
+
+    def _record(self, iteration: int, state: State, loss: np.ndarray) -> None:
+        history = self.history
+        history["iteration"].append(iteration)
+        history["seconds"].append(self.seconds)
+        history["loss"].append(loss)
+        norm = state.gradient_norm
+        history["gradient_norm"].append(np.full(loss.shape, np.nan) if norm is None else xp.to_numpy(norm))
+        error = self.problem.error(state.point, state.residual)
+        if error is not None:
+            history.setdefault("error", []).append(xp.to_numpy(error))
+
+    def result(self, state: State, status: Status, solver: Solver, form: type[Factors]) -> Result:
+        point = state.point if type(state.point) is form else state.point.to(form)
+        history = {key: np.asarray(values) for key, values in self.history.items()}
+        fun = float(self.loss) if self.loss.ndim == 0 else self.loss
+        converged = status.success if self.loss.ndim == 0 else self.good
+        return Result(point, fun, int(history["iteration"][-1]), status, history, solver, converged)
+
+
+def _unchanged(previous: np.ndarray, loss: np.ndarray) -> bool:
+    return bool(np.all(np.abs(loss - previous) <= 1e-12 * np.abs(previous)))
+
+
+def _check(problem: Any, start: Any, solver: Any, max_iter: Any, tol: Any) -> None:
+    if not isinstance(problem, LeastSquares):
+        raise TypeError(f"problem must be a problem such as lr.MatrixCompletion(...), got {type(problem).__name__}")
+    if not isinstance(start, Factors):
+        raise TypeError(
+            f"start must be a point such as lr.inits.spectral(problem, lr.BurerMonteiro, rank), "
+            f"got {type(start).__name__}"
+        )
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a solver such as lr.ScaledGD(), got {solver!r}")
+    if isinstance(max_iter, bool) or int(max_iter) != max_iter or max_iter < 0:
+        raise ValueError(f"max_iter must be an integer that is not negative, got {max_iter!r}")
+    if not (tol >= 0 and np.isfinite(tol)):
+        raise ValueError(f"tol must be a finite number that is not negative, got {tol!r}")
+    if tuple(start.shape) != tuple(problem.shape):
+        raise ValueError(f"start has shape {tuple(start.shape)}, but the problem has shape {tuple(problem.shape)}")
+    xp.namespace(problem.like(), *start.arrays())
+    for name, array in zip(start.names, start.arrays(), strict=True):
+        if not bool(xp.namespace(array).isfinite(array).all()):
+            raise ValueError(f"start.{name} holds NaN or infinite values")
+
+
+def _progress_bar(total: int, solver: Any, show: bool) -> Callable[[Any, Any], None]:
+    """A function that advances, or closes, the bar."""
+    if not show:
+        return lambda iteration, loss: None
+    from tqdm.auto import tqdm
+
+    bar = tqdm(total=total, desc=solver.name, unit="it")
+
+    def update(iteration: Any, loss: Any) -> None:
+        if iteration is None:
+            bar.close()
+            return
+        bar.update(1)
+        bar.set_postfix(loss=f"{float(np.max(loss)):.2e}", refresh=False)
+
+    return update

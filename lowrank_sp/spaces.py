@@ -1,0 +1,92 @@
+"""Where a factor lives: tangent projection, retraction and transport of flat and Stiefel factors."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from . import xp
+
+__all__ = ["FLAT", "SPACES", "STIEFEL", "STIEFEL_QR", "Flat", "Space", "Stiefel", "StiefelQR"]
+
+Array = Any
+
+
+class Space(ABC):
+    """A smooth set of matrices ``(..., m, r)`` with the Euclidean metric."""
+
+    @abstractmethod
+    def project(self, x: Array, g: Array) -> Array:
+        """Orthogonal projection of the ambient vector ``g`` on the tangent space at ``x``."""
+
+    @abstractmethod
+    def retract(self, x: Array, direction: Array, lr: Any) -> Array:
+        """A point of the space that agrees with ``x - lr * project(x, direction)`` to first order."""
+
+    @abstractmethod
+    def random(self, rng: Any, shape: tuple[int, ...]) -> Any:
+        """A NumPy point of the space drawn from its natural distribution."""
+
+    def transport(self, new: Array, v: Array) -> Array:
+        """Carry the tangent vector ``v`` to the point ``new`` by projection."""
+        return self.project(new, v)
+
+
+@dataclass(frozen=True)
+class Flat(Space):
+    """All matrices (or vectors) of a shape."""
+
+    def project(self, x, g):
+        return g
+
+    def retract(self, x, direction, lr):
+        return x - lr * direction
+
+    def random(self, rng, shape):
+        return rng.standard_normal(shape)
+
+
+def _sym_part(x: Array, g: Array) -> Array:
+    xg = xp.adjoint(x) @ g
+    return (xg + xp.adjoint(xg)) / 2
+
+
+@dataclass(frozen=True)
+class Stiefel(Space):
+    """Matrices with orthonormal columns, ``x^H x = I``, with the polar retraction.
+
+    ``project``: ``g - x sym(x^H g)``. ``retract``: ``(x - lr e)(I + lr^2 e^H e)^{-1/2}`` with the tangent
+    ``e``; the Gram matrix is computed from the step itself, so rounding does not accumulate.
+    Source: :cite:`absil2008book`; the update of :cite:`lion2025polar`.
+    """
+
+    def project(self, x, g):
+        return g - x @ _sym_part(x, g)
+
+    def retract(self, x, direction, lr):
+        y = x - lr * self.project(x, direction)
+        return y @ xp.power_psd(xp.gram(y), -0.5)
+
+    def random(self, rng, shape):
+        return xp.polar(rng.standard_normal(shape))
+
+
+@dataclass(frozen=True)
+class StiefelQR(Space):
+    """The Stiefel manifold with the QR retraction (Q factor, columns signed)."""
+
+    def project(self, x, g):
+        return g - x @ _sym_part(x, g)
+
+    def retract(self, x, direction, lr):
+        return xp.orthonormalize(x - lr * self.project(x, direction))
+
+    def random(self, rng, shape):
+        return xp.orthonormalize(rng.standard_normal(shape))
+
+
+FLAT = Flat()
+STIEFEL = Stiefel()
+STIEFEL_QR = StiefelQR()
+SPACES: dict[str, Space] = {"flat": FLAT, "stiefel": STIEFEL, "stiefel_qr": STIEFEL_QR}

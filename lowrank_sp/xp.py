@@ -1,0 +1,245 @@
+"""The array namespace of the data, and the small batched linear algebra that NumPy and torch share."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "adjoint",
+    "asarray_like",
+    "eps",
+    "expand",
+    "gram",
+    "inner",
+    "inv_psd",
+    "is_torch",
+    "namespace",
+    "orthonormalize",
+    "polar",
+    "power_psd",
+    "riccati",
+    "solve_psd",
+    "sqrt_newton_schulz",
+    "sylvester_psd",
+    "to_numpy",
+]
+
+Array = Any
+
+
+def is_torch(a: Any) -> bool:
+    """Whether ``a`` is a torch tensor, without ever importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(a, torch.Tensor)
+
+
+def namespace(*arrays: Array) -> ModuleType:
+    """The module (``numpy`` or ``torch``) that the arrays belong to.
+
+    Raises
+    ------
+    TypeError
+        If NumPy arrays and torch tensors are mixed, or something is neither.
+    """
+    first = arrays[0]
+    if len(arrays) == 1 and type(first) is np.ndarray:
+        return np
+    torches = [is_torch(a) for a in arrays]
+    if all(torches):
+        return sys.modules["torch"]
+    if any(torches):
+        kinds = ", ".join("torch" if t else type(a).__module__ for t, a in zip(torches, arrays, strict=True))
+        raise TypeError(
+            f"arrays of one computation must share a library, got {kinds}; convert with "
+            "torch.as_tensor(...) or tensor.numpy() first"
+        )
+    for a in arrays:
+        if not isinstance(a, (np.ndarray, np.generic)):
+            raise TypeError(f"expected a numpy array or a torch tensor, got {type(a).__name__}")
+    return np
+
+
+def adjoint(a: Any) -> Any:
+    """Conjugate transpose of the last two axes of an array, a scipy sparse matrix or a linear operator."""
+    if type(a) is np.ndarray:
+        return a.mT.conj() if a.dtype.kind == "c" else a.mT
+    if is_torch(a):
+        return a.mH
+    sparse = sys.modules.get("scipy.sparse")
+    if sparse is not None and sparse.issparse(a):
+        return a.conj().T
+    return a.adjoint()
+
+
+def asarray_like(values: Any, like: Array) -> Array:
+    """``values`` as an array of the library, device and floating type of ``like``."""
+    if is_torch(like):
+        return sys.modules["torch"].as_tensor(values, dtype=like.dtype, device=like.device)
+    return np.asarray(values, dtype=like.dtype)
+
+
+def to_numpy(a: Any) -> np.ndarray:
+    """The values of an array or scalar as a NumPy array on the host."""
+    return a.detach().cpu().numpy() if is_torch(a) else np.asarray(a)
+
+
+def eps(a: Array) -> float:
+    """Machine epsilon of the real type behind ``a``."""
+    return float(namespace(a).finfo(a.dtype).eps)
+
+
+def expand(scalar: Any, ndim: int) -> Any:
+    """A number, or a batch of numbers ``(...)``, shaped to multiply arrays with ``ndim`` core axes."""
+    if isinstance(scalar, float) or not getattr(scalar, "ndim", 0):
+        return scalar
+    return scalar[(...,) + (None,) * ndim]
+
+
+def inner(a: Array, b: Array, ndim: int = 2) -> Any:
+    """Real inner product ``Re <a, b>`` over the last ``ndim`` axes; leading axes are batch."""
+    if type(a) is np.ndarray:
+        if a.ndim == ndim and b.ndim == ndim:
+            return np.vdot(a, b).real
+        return np.real(np.sum(a.conj() * b, axis=tuple(range(-ndim, 0))))
+    if a.ndim == ndim and b.ndim == ndim and a.shape == b.shape:
+        value = sys.modules["torch"].vdot(a.reshape(-1), b.reshape(-1))
+    else:
+        value = (a.conj() * b).sum(dim=tuple(range(-ndim, 0)))
+    return value.real if value.is_complex() else value
+
+
+def gram(a: Array) -> Array:
+    """``a^H a``: (..., m, r) to (..., r, r)."""
+    return adjoint(a) @ a
+
+
+def _damped(p: Array, damping: Any) -> Array:
+    """``p + damping I`` with a relative floor, so that a singular or zero Gram matrix stays invertible."""
+    xp = namespace(p)
+    finfo = xp.finfo(p.dtype)
+    trace = xp.real(p.diagonal(0, -2, -1).sum(-1))
+    shift = trace * (10.0 * float(finfo.eps) / p.shape[-1]) + float(finfo.tiny) ** 0.5
+    if not (isinstance(damping, float) and damping == 0.0):
+        shift = xp.maximum(shift, asarray_like(damping, shift))
+    return p + expand(shift, 2) * _eye(p)
+
+
+_EYES: dict[tuple[int, str], np.ndarray] = {}
+
+
+def _eye(p: Array) -> Array:
+    """Identity with the size, type and device of the square matrices ``p``."""
+    r = p.shape[-1]
+    if type(p) is np.ndarray:
+        key = (r, p.dtype.char)
+        if key not in _EYES:
+            _EYES[key] = np.eye(r, dtype=p.dtype)
+        return _EYES[key]
+    return sys.modules["torch"].eye(r, dtype=p.dtype, device=p.device)
+
+
+def inv_psd(p: Array, damping: Any = 0.0) -> Array:
+    """``(p + damping I)^{-1}`` for Hermitian PSD ``p`` (..., r, r).
+
+    A floor of ten machine epsilons of the mean eigenvalue is always added, so a singular ``p`` gives a
+    bounded inverse and ``p = 0`` gives a huge multiple of the identity, which leaves a zero gradient zero.
+    """
+    p = _damped(p, damping)
+    if type(p) is np.ndarray:
+        return np.linalg.inv(p)
+    return sys.modules["torch"].linalg.inv_ex(p).inverse
+
+
+def solve_psd(p: Array, b: Array, damping: Any = 0.0) -> Array:
+    """``(p + damping I)^{-1} b`` for Hermitian PSD ``p`` (..., r, r) and ``b`` (..., r, k)."""
+    p = _damped(p, damping)
+    if type(p) is np.ndarray:
+        return np.linalg.solve(p, b)
+    return sys.modules["torch"].linalg.solve_ex(p, b).result
+
+
+def _eigh_clamped(p: Array, floor: float | None) -> tuple[Array, Array]:
+    """Eigenvalues raised to ``floor`` times the largest, and eigenvectors."""
+    values, vectors = namespace(p).linalg.eigh(p)
+    relative = eps(p) * p.shape[-1] if floor is None else floor
+    top = values[..., -1:]
+    tiny = float(namespace(values).finfo(values.dtype).tiny) ** 0.5
+    return namespace(values).maximum(values, top * relative + tiny), vectors
+
+
+def power_psd(p: Array, exponent: float, floor: float | None = None) -> Array:
+    """``p ** exponent`` for Hermitian PSD ``p`` by eigendecomposition.
+
+    Eigenvalues below ``floor`` (relative to the largest; default r times machine epsilon) are raised to it,
+    so negative powers of a singular matrix stay finite.
+    """
+    values, vectors = _eigh_clamped(p, floor)
+    return (vectors * (values**exponent)[..., None, :]) @ adjoint(vectors)
+
+
+def sqrt_newton_schulz(p: Array, iterations: int = 20) -> tuple[Array, Array]:
+    """``p^{1/2}`` and ``p^{-1/2}`` by the coupled Newton-Schulz iteration (matrix products only).
+
+    Sixteen to twenty iterations serve condition numbers up to 1e4; damp first beyond that, or use
+    `power_psd`. Source: :cite:`higham2008functions`, section 6.
+    """
+    scale = expand(inner(p, p) ** 0.5, 2)
+    eye = _eye(p)
+    y, z = p / scale, eye + 0 * p
+    for _ in range(iterations):
+        t = 1.5 * eye - 0.5 * (z @ y)
+        y, z = y @ t, t @ z
+    return y * scale**0.5, z / scale**0.5
+
+
+def riccati(px: Array, py: Array, floor: float | None = None) -> tuple[Array, Array]:
+    """The positive definite ``S`` with ``S px S = py``, and its inverse.
+
+    ``S`` is the geometric mean of ``px^{-1}`` and ``py``. With ``px = L L^H`` it is
+    ``L^{-H} (L^H py L)^{1/2} L^{-1}``: one Cholesky factor and one eigendecomposition. Gram matrices are
+    floored relative to their trace; where ``px`` or ``py`` is exactly zero no such matrix exists, and the
+    identity is returned in its place (so the first step from a zero factor is a plain gradient step).
+    """
+    xp = namespace(px, py)
+    lower = xp.linalg.cholesky(_damped(px, 0.0))
+    inverse = xp.linalg.inv(lower)
+    values, vectors = _eigh_clamped(adjoint(lower) @ py @ lower, floor)
+    half = (values**0.5)[..., None, :]
+    s = adjoint(inverse) @ ((vectors * half) @ adjoint(vectors)) @ inverse
+    s_inv = lower @ ((vectors / half) @ adjoint(vectors)) @ adjoint(lower)
+    zero = (inner(px, px) == 0) | (inner(py, py) == 0)
+    if zero.any():
+        mask, eye = expand(zero, 2), _eye(px) + 0 * px
+        s, s_inv = xp.where(mask, eye, s), xp.where(mask, eye, s_inv)
+    return s, s_inv
+
+
+def sylvester_psd(p: Array, q: Array, c: Array) -> Array:
+    """Solve ``p x + x q = c`` for Hermitian PSD ``p`` and ``q`` by two eigendecompositions."""
+    xp = namespace(p, q, c)
+    dp, up = xp.linalg.eigh(p)
+    dq, uq = xp.linalg.eigh(q)
+    rotated = adjoint(up) @ c @ uq
+    sums = dp[..., :, None] + dq[..., None, :]
+    tiny = eps(p) * sums.max() + float(xp.finfo(sums.dtype).tiny) ** 0.5
+    return up @ (rotated / xp.maximum(sums, 0 * sums + tiny)) @ adjoint(uq)
+
+
+def polar(x: Array) -> Array:
+    """The closest matrix with orthonormal columns, ``x (x^H x)^{-1/2}``, from the thin SVD."""
+    u, _, vh = namespace(x).linalg.svd(x, full_matrices=False)
+    return u @ vh
+
+
+def orthonormalize(x: Array) -> Array:
+    """The Q factor of the thin QR factorization, with columns signed as those of ``x``."""
+    xp = namespace(x)
+    q, r = xp.linalg.qr(x)
+    d = r.diagonal(0, -2, -1)
+    size = abs(d)
+    phase = xp.where(size > 0, d / xp.where(size > 0, size, size + 1), xp.ones_like(d))
+    return q * phase[..., None, :]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from .factors import Factors
+from .factors import ByFactor, Factors
 from .parameterizations import BurerMonteiro
 from .problems.base import LeastSquares
 from .rules import Rule, check_needs, retract
@@ -52,7 +52,8 @@ class Descent(Solver):
         Step policy of each block, or one for all.
     blocks : "all", "each" or tuple of tuples of array names
         ``"all"``: every array moves at once. ``"each"``: one after the other in the order of the form, each
-        from the gradient at the newest point. Explicit groups otherwise.
+        from the gradient at the newest point. Explicit groups otherwise. A form with its own manifold
+        (`FixedRank`) always moves as one.
     mover : callable
         How a point moves: `retract`, `retract_qr`, `translate` or `orthographic`.
     name : str
@@ -77,7 +78,7 @@ class Descent(Solver):
     def _groups(self, point: Factors) -> tuple[tuple[tuple[int, ...], Search], ...]:
         """Pairs of array indices and step policy."""
         names = point.names
-        if self.blocks == "all":
+        if self.blocks == "all" or not isinstance(point, ByFactor):
             groups = (tuple(range(len(names))),)
         elif self.blocks == "each":
             groups = tuple((i,) for i in range(len(names)))
@@ -85,9 +86,7 @@ class Descent(Solver):
             groups = tuple(tuple(i for i, name in enumerate(names) if name in block) for block in self.blocks)
             groups = tuple(g for g in groups if g)
         steps = self.steps * len(groups) if len(self.steps) == 1 else self.steps
-        if len(steps) != len(groups):
-            raise ValueError(f"{self.name} has {len(groups)} blocks but {len(self.steps)} step sizes")
-        return tuple(zip(groups, steps, strict=True))
+        return tuple(zip(groups, steps, strict=False))
 
     def step(self, problem, state):
         place = Place(state.point, state.residual, state.loss)

@@ -19,7 +19,7 @@ class Status(str, Enum):
     CONVERGED = "converged: the relative decrease of the loss and the relative gradient norm are below tol"
     EXACT = "converged: the residual is at rounding level"
     MAX_ITER = "stopped: max_iter iterations done before tol was reached"
-    STALLED = "stopped: the loss no longer decreases at working precision"
+    STALLED = "stopped: no lower loss was found for many iterations"
     DIVERGED = (
         "diverged: the loss became non-finite or grew beyond bounds; the last finite point is returned. "
         'Try step_size="auto", a smaller step, damping, or a spectral start'

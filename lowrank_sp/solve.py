@@ -19,6 +19,8 @@ __all__ = ["solve"]
 
 # A loss this many times the larger of its start and the data norm counts as divergence.
 GROWTH = 1e8
+# Iterations without any lower loss after which a solve has stalled.
+PATIENCE = 50
 
 
 def solve(
@@ -103,11 +105,11 @@ class _Run:
         self.first_loss = np.maximum(loss, np.finfo(float).tiny)
         self.bound = GROWTH * np.maximum(loss, 0.5 * self.problem.scale)
         precision = float(np.finfo(loss.dtype).eps)
-        self.floor = 0.5 * self.problem.scale * (0.5 * precision) ** 2
+        self.floor = 0.5 * self.problem.scale * (4 * precision) ** 2
         self.done = np.zeros(loss.shape, bool)
         self.good = np.zeros(loss.shape, bool)
         self.first_gradient: Any = None
-        self.loss = loss
+        self.loss = self.best = loss
         self._record(0, state, loss)
         return state
 
@@ -149,7 +151,6 @@ class _Run:
         exact = loss <= self.floor
         gain = (previous - loss) / self.first_loss
         settled = (np.abs(gain) <= self.tol) & (gradient <= self.tol * self.first_gradient) if self.tol else exact
-        self.quiet = self.quiet + 1 if bool(np.all((gain <= 0) & (loss >= previous) | self.done)) else 0
         self.good = self.good | exact | (settled & ~self.done)
         if loss.ndim == 0:
             if exact:
@@ -160,7 +161,14 @@ class _Run:
             self.done = self.done | self.good
             if self.done.all():
                 return Status.CONVERGED if self.good.all() else Status.DIVERGED
-        return Status.STALLED if self.quiet >= 10 and self.tol and _unchanged(previous, loss) else None
+        return self._stalled(loss)
+
+    def _stalled(self, loss: np.ndarray) -> Status | None:
+        """Whether no batch element has found a lower loss for many iterations."""
+        better = loss < self.best * (1 - 1e-9)
+        self.best = np.minimum(self.best, loss)
+        self.quiet = 0 if bool((better & ~self.done).any()) else self.quiet + 1
+        return Status.STALLED if self.tol and self.quiet >= PATIENCE else None
 
     def _record(self, iteration: int, state: State, loss: np.ndarray) -> None:
         history = self.history
@@ -179,10 +187,6 @@ class _Run:
         fun = float(self.loss) if self.loss.ndim == 0 else self.loss
         converged = status.success if self.loss.ndim == 0 else self.good
         return Result(point, fun, int(history["iteration"][-1]), status, history, solver, converged)
-
-
-def _unchanged(previous: np.ndarray, loss: np.ndarray) -> bool:
-    return bool(np.all(np.abs(loss - previous) <= 1e-12 * np.abs(previous)))
 
 
 def _check(problem: Any, start: Any, solver: Any, max_iter: Any, tol: Any) -> None:

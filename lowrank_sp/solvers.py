@@ -15,13 +15,12 @@ from .rules import (
     Plain,
     Refactored,
     RefactoredScalar,
-    Riemannian,
     Scaled,
     retract,
     retract_qr,
     translate,
 )
-from .rules.step import Auto, ExactLineSearch, parse_step
+from .rules.step import BarzilaiBorwein, ExactLineSearch, parse_step
 
 __all__ = [
     "ALS",
@@ -57,9 +56,10 @@ def GD(step_size: Any = "auto") -> Descent:
     Parameters
     ----------
     step_size : "auto", float or step policy
-        ``"auto"`` is the exact line search. A constant near ``0.5 / s_1`` suits balanced starts.
+        ``"auto"`` is Barzilai-Borwein, safeguarded by the exact line search. A constant near ``0.5 / s_1``
+        suits balanced starts.
     """
-    return Descent(Plain(), (parse_step(step_size),), name="GD")
+    return Descent(Plain(), (parse_step(step_size, BarzilaiBorwein()),), name="GD")
 
 
 @covers("O02")
@@ -124,13 +124,13 @@ def RefLoRA(step_size: Any = "auto") -> Descent:
 
     Source: :cite:`zhang2025reflora`.
     """
-    return Descent(Refactored(), (parse_step(step_size),), name="RefLoRA")
+    return Descent(Refactored(), (parse_step(step_size, BarzilaiBorwein()),), name="RefLoRA")
 
 
 @covers("O08")
 def RefLoRAScalar(step_size: Any = "auto") -> Descent:
     """RefLoRA that removes the scalar gauge only. Source: :cite:`zhang2025reflora`."""
-    return Descent(RefactoredScalar(), (parse_step(step_size),), name="RefLoRAScalar")
+    return Descent(RefactoredScalar(), (parse_step(step_size, BarzilaiBorwein()),), name="RefLoRAScalar")
 
 
 @covers("O09", "O32")
@@ -154,7 +154,9 @@ def RiemannianGD(step_size: Any = "auto", core_step_size: Any = "auto", retracti
     Parameters
     ----------
     step_size : "auto", float or step policy
-        ``"auto"`` is Armijo backtracking from the exact minimiser of the straight line.
+        ``"auto"`` is Armijo backtracking from the exact minimiser of the straight line, and on `PoLAR` and
+        `SVD` points the metric is scaled by the Gram matrix of the core, which frees the count from the
+        condition number. A constant step is the plain published update.
     core_step_size : "auto", float or step policy
         For the core of `PoLAR` and `SVD`; 1 is exact for factorization, ``"auto"`` always.
     retraction : {"projection", "orthographic", "polar", "qr"}
@@ -164,43 +166,34 @@ def RiemannianGD(step_size: Any = "auto", core_step_size: Any = "auto", retracti
     -----
     Source: :cite:`lion2025polar`; fixed rank :cite:`vandereycken2013lrgeomcg`, :cite:`absil2012projection`.
     """
-    return _Riemannian(Riemannian(), step_size, core_step_size, retraction, "RiemannianGD")
+    rule = Scaled() if isinstance(step_size, str) else Plain()
+    steps = parse_step(step_size), parse_step(core_step_size)
+    return Descent(rule, steps, OUTER_THEN_CORE, _retraction(retraction), "RiemannianGD", FixedRank)
 
 
 @covers("O10")
 def RiemannianCG(step_size: Any = "auto", retraction: str = "projection") -> Descent:
     """Riemannian conjugate gradients (Polak-Ribiere+, projection transport); forms as for `RiemannianGD`.
 
+    On `PoLAR` and `SVD` points all factors move at once, in the metric scaled by the Gram matrix of the core.
+
     Source: :cite:`vandereycken2013lrgeomcg`.
     """
     return Descent(
-        Conjugate(Riemannian()), (parse_step(step_size),), "all", _retraction(retraction), "RiemannianCG", FixedRank
+        Conjugate(Scaled()), (parse_step(step_size),), "all", _retraction(retraction), "RiemannianCG", FixedRank
     )
-
-
-def _Riemannian(rule: Any, step_size: Any, core: Any, retraction: str, name: str) -> Descent:
-    steps = parse_step(step_size), parse_step(core)
-    return _OuterThenCore(rule, steps, OUTER_THEN_CORE, _retraction(retraction), name, FixedRank)
-
-
-class _OuterThenCore(Descent):
-    """A descent whose blocks apply to three-factor forms only; other forms move all at once."""
-
-    def _groups(self, point):
-        if isinstance(point, FixedRank):
-            return ((tuple(range(len(point.names))), self.steps[0]),)
-        return super()._groups(point)
 
 
 @covers("O12")
 def LandingGD(step_size: Any = "auto", core_step_size: Any = "auto", penalty: float = 0.5) -> Descent:
-    """Retraction-free descent on `PoLAR` or `SVD` points: orthonormal factors land, the core follows.
+    """Retraction-free descent on `PoLAR` points: orthonormal factors land, the core follows.
 
     Parameters
     ----------
     step_size : "auto", float or step policy
-        ``"auto"`` minimises the loss plus a share of the squared orthogonality defect along the landing
-        field, exactly. A constant needs ``step_size * penalty * ||core||^2 < 1``.
+        ``"auto"`` minimises the loss plus a share of the squared orthogonality defect along the field,
+        exactly, with gradients whitened by the Gram matrix of the core. A constant step follows the plain
+        published field and needs ``step_size * penalty * ||core||_F^2 < 1``.
     core_step_size : "auto", float or step policy
     penalty : float
         Pull towards orthonormality, relative to the squared norm of the core.
@@ -210,11 +203,9 @@ def LandingGD(step_size: Any = "auto", core_step_size: Any = "auto", penalty: fl
     A `BurerMonteiro` start is run as `PoLAR` and converted back.
     Source: :cite:`lion2025polar`, :cite:`ablin2022landing`.
     """
-    outer = parse_step(step_size)
-    if isinstance(outer, Auto):
-        outer = ExactLineSearch(constraint_weight=1.0)
-    steps = outer, parse_step(core_step_size)
-    return Descent(Landing(float(penalty)), steps, OUTER_THEN_CORE, translate, "LandingGD", PoLAR)
+    steps = parse_step(step_size, ExactLineSearch(constraint_weight=1.0)), parse_step(core_step_size)
+    damping = 0.0 if isinstance(step_size, str) else None
+    return Descent(Landing(float(penalty), damping), steps, OUTER_THEN_CORE, translate, "LandingGD", PoLAR)
 
 
 @covers("O03")

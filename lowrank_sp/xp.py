@@ -11,6 +11,7 @@ import numpy as np
 __all__ = [
     "adjoint",
     "asarray_like",
+    "divide_psd",
     "eps",
     "expand",
     "gram",
@@ -146,12 +147,38 @@ def inv_psd(p: Array, damping: Any = 0.0) -> Array:
     """``(p + damping I)^{-1}`` for Hermitian PSD ``p`` (..., r, r).
 
     A floor of ten machine epsilons of the mean eigenvalue is always added, so a singular ``p`` gives a
-    bounded inverse and ``p = 0`` gives a huge multiple of the identity, which leaves a zero gradient zero.
+    bounded inverse. To divide a thin matrix use `divide_psd`, which is far more accurate when ``p`` is
+    ill-conditioned.
     """
     p = _damped(p, damping)
     if type(p) is np.ndarray:
         return np.linalg.inv(p)
     return sys.modules["torch"].linalg.inv_ex(p).inverse
+
+
+def divide_psd(g: Array, p: Array, damping: Any = 0.0) -> Array:
+    """``g (p + damping I)^{-1}`` for ``g`` (..., m, r) and Hermitian PSD ``p`` (..., r, r).
+
+    Through the inverse of the Cholesky factor, applied twice: as accurate as a solve, as fast as a product.
+    The floor of `inv_psd` applies, so ``p = 0`` leaves a zero ``g`` zero.
+    """
+    half = _inverse_cholesky(_damped(p, damping))
+    return (g @ adjoint(half)) @ half
+
+
+def _inverse_cholesky(p: Array) -> Array:
+    """``L^{-1}`` with ``p = L L^H``; a symmetric root by eigenvalues where the factorization breaks down."""
+    if type(p) is np.ndarray:
+        try:
+            return np.linalg.inv(np.linalg.cholesky(p))
+        except np.linalg.LinAlgError:
+            return power_psd(p, -0.5) if np.isfinite(p).all() else np.full_like(p, np.nan)
+    torch = sys.modules["torch"]
+    lower, info = torch.linalg.cholesky_ex(p)
+    safer = p.diagonal(0, -2, -1).sum(-1).real * (1e4 * eps(p) / p.shape[-1])
+    backup, _ = torch.linalg.cholesky_ex(p + expand(safer, 2) * _eye(p))
+    lower = torch.where(expand(info, 2) != 0, backup, lower)
+    return torch.linalg.solve_triangular(lower, _eye(p).expand_as(p), upper=False)
 
 
 def solve_psd(p: Array, b: Array, damping: Any = 0.0) -> Array:

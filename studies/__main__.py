@@ -87,7 +87,11 @@ def _add(
     )
     if out:
         command.add_argument(
-            "--out", type=Path, default=Path("results"), metavar="DIR", help="default: results"
+            "--out",
+            type=Path,
+            default=Path("results"),
+            metavar="DIR",
+            help="folder of rows and report (default: results)",
         )
     return command
 

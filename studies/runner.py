@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +154,8 @@ def _parallel() -> joblib.Parallel:
 
 
 def _execute(job: _Job) -> Failure | None:
-    # A worker that outlives a killed run must not go on next to the run that resumes it.
-    if job.runner not in (None, os.getpid(), os.getppid()):
-        return None
+    if job.runner not in (None, os.getpid()):
+        _end_with(job.runner)
     try:
         run = import_study(job.folder, job.code).run
         start = time.perf_counter()
@@ -174,6 +175,18 @@ def _execute(job: _Job) -> Failure | None:
     except Exception:
         return Failure(job.folder.name, job.cell, traceback.format_exc())
     return None
+
+
+@cache
+def _end_with(runner: int) -> None:
+    """End this worker soon after its runner: it must not go on next to the run that resumes a killed one."""
+
+    def watch() -> None:
+        while os.getppid() == runner:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _checked(result: Any, cell: Cell) -> Any:

@@ -62,6 +62,8 @@ class Store:
 
     def compact(self) -> None:
         """Merge all rows into one file, then remove the worker files; safe to interrupt at any point."""
+        for leftover in self.folder.glob(".rows.jsonl.*.tmp"):
+            leftover.unlink(missing_ok=True)
         # Sealing by renaming first means that a late worker starts a new file instead of losing a row.
         sealed = [_seal(path) for path in self._worker_files()]
         if not sealed:

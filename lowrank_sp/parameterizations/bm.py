@@ -107,8 +107,8 @@ class BurerMonteiro(Multilinear, Gauged):
 
     def whiten(self, grad, damping=0.0):
         return BurerMonteiro(
-            grad.left @ xp.inv_psd(xp.gram(self.right), damping),
-            grad.right @ xp.inv_psd(xp.gram(self.left), damping),
+            xp.divide_psd(grad.left, xp.gram(self.right), damping),
+            xp.divide_psd(grad.right, xp.gram(self.left), damping),
         )
 
     def gauge(self, q):
@@ -204,7 +204,7 @@ class SymmetricBurerMonteiro(ByFactor, Gauged):
         return SymmetricBurerMonteiro(self.partial(0, g))
 
     def whiten(self, grad, damping=0.0):
-        return SymmetricBurerMonteiro(grad.factor @ xp.inv_psd(2 * xp.gram(self.factor), damping))
+        return SymmetricBurerMonteiro(xp.divide_psd(grad.factor, 2 * xp.gram(self.factor), damping))
 
     def expansion(self, direction, wrt):
         x, d = self.factor, direction.factor

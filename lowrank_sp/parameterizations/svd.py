@@ -93,9 +93,9 @@ class PoLAR(Multilinear, Gauged):
         outer_left = self.core @ right_gram @ xp.adjoint(self.core)
         outer_right = xp.adjoint(self.core) @ left_gram @ self.core
         return PoLAR(
-            grad.left @ xp.inv_psd(outer_left, damping),
+            xp.divide_psd(grad.left, outer_left, damping),
             _whiten_core(left_gram, right_gram, grad.core, damping),
-            grad.right @ xp.inv_psd(outer_right, damping),
+            xp.divide_psd(grad.right, outer_right, damping),
         )
 
     def gauge(self, q):
@@ -194,9 +194,9 @@ class SVD(Multilinear, Gauged):
         outer_left = col * right_gram * row.conj()
         outer_right = col.conj() * left_gram * row
         return SVD(
-            grad.left @ xp.inv_psd(outer_left, damping),
+            xp.divide_psd(grad.left, outer_left, damping),
             xp.solve_psd(left_gram * right_gram.mT, grad.values[..., None], damping)[..., 0],
-            grad.right @ xp.inv_psd(outer_right, damping),
+            xp.divide_psd(grad.right, outer_right, damping),
         )
 
     def gauge(self, q):

@@ -2,7 +2,7 @@
 
 from .accumulate import Adam, Conjugate, Momentum
 from .base import Chain, PerFactor, Plain, Rule, chain, check_needs
-from .geometry import Landing, Riemannian, retract, retract_qr, translate
+from .geometry import Landing, retract, retract_qr, translate
 from .precondition import Horizontal, LossDamped, Refactored, RefactoredScalar, Scaled
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Plain",
     "Refactored",
     "RefactoredScalar",
-    "Riemannian",
     "Rule",
     "Scaled",
     "chain",
@@ -39,8 +38,8 @@ RULES: dict[str, Rule] = {
     "momentum": Momentum(),
     "adam": Adam(),
     "conjugate": Conjugate(Scaled()),
-    "riemannian": Riemannian(),
     "landing": Landing(),
+    "landing-scaled": Landing(damping=0.0),
     "scaled+momentum": chain(Scaled(), Momentum()),
     "refactored+momentum": chain(Refactored(), Momentum()),
     "refactored+adam": chain(Refactored(), Adam()),

@@ -48,13 +48,13 @@ def check_needs(rule: Rule, point: Factors) -> None:
 
 @dataclass(frozen=True)
 class Plain(Rule):
-    """The gradient itself: gradient descent."""
+    """The gradient itself, projected on the tangent space where the form has one: (Riemannian) gradient descent."""
 
     def init(self, point):
         return ()
 
     def update(self, grad, state, point, loss=None):
-        return grad, state
+        return point.project(grad), state
 
     def carry(self, state, old, new):
         return state

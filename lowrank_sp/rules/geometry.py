@@ -1,4 +1,4 @@
-"""Rules and moves of orthonormal factors: tangent projection, the landing field, and ways to move a point."""
+"""The landing field of orthonormal factors, and the ways in which a point can move."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from .. import xp
 from ..coverage import covers
 from ..factors import Factors
-from ..parameterizations import SVD, FixedRank, PoLAR
+from ..parameterizations import PoLAR
 from ..spaces import FLAT, STIEFEL_QR
 from .base import Rule
 
-__all__ = ["Landing", "Riemannian", "retract", "retract_qr", "translate"]
+__all__ = ["Landing", "retract", "retract_qr", "translate"]
 
 
 def retract(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | None = None) -> Factors:
@@ -38,32 +38,21 @@ def translate(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | 
     return type(point)(*arrays)
 
 
-@covers("O13")
-@dataclass(frozen=True)
-class Riemannian(Rule):
-    """The Riemannian gradient: the tangent projection of the Euclidean one, factor by factor."""
-
-    needs = (PoLAR, SVD, FixedRank)
-    equivariant = True
-
-    def init(self, point):
-        return ()
-
-    def update(self, grad, state, point, loss=None):
-        return point.project(grad), state
-
-    def carry(self, state, old, new):
-        return state
-
-
 @covers("O12")
 @dataclass(frozen=True)
 class Landing(Rule):
     """The landing field of orthonormal factors: a tangent part and a pull towards orthonormality.
 
     ``grad (X^H X) - X (grad^H X) + strength X (X^H X - I)``, written with r x r products only; the two
-    parts are orthogonal. ``strength = penalty * ||D_i F||^2`` is in the units of the loss: the squared norm
-    of the other factors, so that ``penalty`` is a pure number.
+    parts are orthogonal.
+
+    Parameters
+    ----------
+    penalty : float
+        A pure number: ``strength = penalty * ||core||_F^2``, which has the units of the gradient.
+    damping : float, optional
+        If given, the gradient is first whitened by the Gram matrix of the core with this damping, which
+        frees the step from the condition number; ``strength`` is then ``penalty`` itself.
 
     Notes
     -----
@@ -72,7 +61,8 @@ class Landing(Rule):
     """
 
     penalty: float = 0.5
-    needs = (PoLAR, SVD)
+    damping: float | None = None
+    needs = (PoLAR,)
 
     def init(self, point):
         if not self.penalty > 0:
@@ -81,10 +71,9 @@ class Landing(Rule):
 
     def update(self, grad, state, point, loss=None):
         left, core, right = point.arrays()
-        strength = self.penalty * xp.inner(core, core, point.ndims[1])
-        return type(point)(
-            _landing(left, grad.left, strength), grad.arrays()[1], _landing(right, grad.right, strength)
-        ), state
+        strength = self.penalty * xp.inner(core, core) if self.damping is None else self.penalty
+        grad = grad if self.damping is None else point.whiten(grad, self.damping)
+        return PoLAR(_landing(left, grad.left, strength), grad.core, _landing(right, grad.right, strength)), state
 
     def carry(self, state, old, new):
         return state

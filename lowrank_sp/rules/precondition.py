@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .. import xp
 from ..coverage import covers
+from ..factors import ByFactor
 from ..parameterizations import BurerMonteiro
+from ..spaces import FLAT
 from .base import Rule
 
 __all__ = ["Horizontal", "LossDamped", "Refactored", "RefactoredScalar", "Scaled"]
+
+
+def _scaled_gradient(point: Any, grad: Any, damping: Any) -> Any:
+    """Gradient in the metric ``<a, b M>`` with M the block Gram matrices, on the manifold of the form.
+
+    For an orthonormal factor U the tangent vector is ``(G + U S) M^{-1}`` with the symmetric S that makes its
+    product with U skew: a Lyapunov equation in ``M^{-1}``, which is whitening applied to U itself.
+    """
+    scaled = point.whiten(grad, damping)
+    if point.flat:
+        return scaled
+    if not isinstance(point, ByFactor):
+        return point.project(scaled)
+    probe = point.whiten(point, damping).arrays()
+    arrays = list(scaled.arrays())
+    for i, (space, u) in enumerate(zip(point.spaces, point.arrays(), strict=True)):
+        if space is not FLAT:
+            inverse, cross = xp.adjoint(u) @ probe[i], xp.adjoint(u) @ arrays[i]
+            s = xp.sylvester_psd(inverse, inverse, -(cross + xp.adjoint(cross)))
+            arrays[i] = arrays[i] + u @ (s @ inverse)
+    return type(scaled)(*arrays)
 
 
 @covers("O04", "O05", "O06")
@@ -26,6 +50,7 @@ class Scaled(Rule):
 
     Notes
     -----
+    On orthonormal factors the result is the Riemannian gradient in the scaled metric.
     Source: :cite:`tong2021scaledgd`, equation (15) of :cite:`survey2026sp`; with ``damping > 0``
     ScaledGD(lambda) of :cite:`xu2023power`, and the preconditioner of :cite:`zhang2024riemannian`.
     """
@@ -39,7 +64,7 @@ class Scaled(Rule):
         return ()
 
     def update(self, grad, state, point, loss=None):
-        return point.whiten(grad, self.damping), state
+        return _scaled_gradient(point, grad, self.damping), state
 
     def carry(self, state, old, new):
         return state
@@ -62,7 +87,7 @@ class LossDamped(Rule):
     def update(self, grad, state, point, loss=None):
         if loss is None:
             raise ValueError("LossDamped needs the loss: call update(grad, state, point, loss=value)")
-        return point.whiten(grad, self.factor * loss**0.5), state
+        return _scaled_gradient(point, grad, self.factor * loss**0.5), state
 
     def carry(self, state, old, new):
         return state
@@ -147,11 +172,10 @@ class Horizontal(Rule):
     def update(self, grad, state, point, loss=None):
         x, y = point.left, point.right
         px, py = xp.gram(x), xp.gram(y)
-        px_inv, py_inv = xp.inv_psd(px, self.damping), xp.inv_psd(py, self.damping)
-        coefficients = px_inv @ (xp.adjoint(x) @ grad.left)
+        coefficients = xp.solve_psd(px, xp.adjoint(x) @ grad.left, self.damping)
         m = xp.sylvester_psd(px, py, coefficients)
-        left = (grad.left - x @ coefficients) @ py_inv + x @ m
-        return BurerMonteiro(left, grad.right @ px_inv - y @ xp.adjoint(m)), state
+        left = xp.divide_psd(grad.left - x @ coefficients, py, self.damping) + x @ m
+        return BurerMonteiro(left, xp.divide_psd(grad.right, px, self.damping) - y @ xp.adjoint(m)), state
 
     def carry(self, state, old, new):
         return state

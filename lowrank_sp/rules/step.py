@@ -64,8 +64,8 @@ class Search(ABC):
         """The new place and state."""
 
 
-def parse_step(step_size: Any) -> Search:
-    """A policy from ``"auto"``, a positive number or a policy.
+def parse_step(step_size: Any, auto: Search | None = None) -> Search:
+    """A policy from ``"auto"``, a positive number or a policy; ``auto`` is what the first stands for.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def parse_step(step_size: Any) -> Search:
     if isinstance(step_size, Search):
         return step_size
     if isinstance(step_size, str) and step_size == "auto":
-        return Auto()
+        return Auto() if auto is None else auto
     if isinstance(step_size, (int, float)) and not isinstance(step_size, bool):
         return Constant(float(step_size))
     raise ValueError(
@@ -261,6 +261,8 @@ def _evaluate(path: list[Any], step: Any, ndim: int) -> Any:
 class Backtracking(Search):
     """Armijo backtracking on the manifold, from the exact minimiser of the straight line in the factors.
 
+    A direction that does not descend, or along which no step gains enough, is replaced by the gradient.
+
     Parameters
     ----------
     decrease : float
@@ -276,16 +278,19 @@ class Backtracking(Search):
         return ()
 
     def advance(self, place, move, state):
-        step, _ = _line_minimum(place, move)
-        slope = move.gradient.inner(move.direction)
-        slope = slope * (slope > 0)
-        for _ in range(self.most):
-            new = move.to(place, step)
-            enough = new.loss <= place.loss - self.decrease * step * slope
-            if bool(enough.all()):
-                return new, state
-            step = step * 0.5 if isinstance(step, float) else step * (0.5 + 0.5 * enough)
-        return move.to(place, step * 0.0), state
+        for direction in (move.direction, move.gradient):
+            trial = move._replace(direction=direction)
+            step, _ = _line_minimum(place, trial)
+            slope = move.gradient.inner(direction)
+            if not bool((slope > 0).all()):
+                continue
+            for _ in range(self.most):
+                new = trial.to(place, step)
+                enough = new.loss <= place.loss - self.decrease * step * slope
+                if bool(enough.all()):
+                    return new, state
+                step = step * 0.5 if isinstance(step, float) else step * (0.5 + 0.5 * enough)
+        return place, state
 
 
 @covers("O01")
@@ -313,8 +318,8 @@ class BarzilaiBorwein(Search):
                 new = move.to(place, change.inner(change) / curvature)
                 if bool((new.loss <= _largest(losses)).all()):
                     return new, kept
-        step, _ = _line_minimum(place, move)
-        return move.to(place, step), kept
+        auto = Auto()
+        return auto.advance(place, move, auto.init())[0], kept
 
 
 def _largest(losses: tuple[Any, ...]) -> Any:

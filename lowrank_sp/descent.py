@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from . import xp
 from .factors import ByFactor, Factors
 from .parameterizations import BurerMonteiro
 from .problems.base import LeastSquares
@@ -116,19 +117,23 @@ class Descent(Solver):
 class AlternatingLeastSquares(Solver):
     """Solve for one factor at a time, exactly or by preconditioned conjugate gradients.
 
+    Every block solve carries a Tikhonov ridge, relative to the mean Gram matrix of the block,
+    ``max(floor, min(factor * ||residual|| / ||y||, cap * decay^t))``: large while the fit is poor, which
+    leads ill-conditioned and sparsely sampled problems to the right solution, and vanishing with the residual
+    (the idea of PrecGD's damping), so that exact data are fitted exactly.
+
     Parameters
     ----------
-    ridge : float
-        First damping of each block solve, relative to the mean Gram matrix of the block. It damps the
-        change of the factor, not the factor, so the solution carries no bias.
-    ridge_decay : float
-        Factor on the ridge after every sweep.
+    factor, cap, decay, floor : float
+        The schedule above.
     rebalance : bool
         Equalize the Gram matrices of the two factors after every sweep (`BurerMonteiro` only).
     """
 
-    ridge: float = 0.0
-    ridge_decay: float = 0.7
+    factor: float = 0.3
+    cap: float = 0.1
+    decay: float = 0.9
+    floor: float = 0.0
     rebalance: bool = True
     name: str = "ALS"
     form: ClassVar[None] = None
@@ -140,23 +145,19 @@ class AlternatingLeastSquares(Solver):
                 "convert the start with start.to(lr.BurerMonteiro)"
             )
         residual = problem.residual(point)
-        return State(point, residual, problem.loss(residual), None, self.ridge)
+        return State(point, residual, problem.loss(residual), None, self.cap)
 
     def step(self, problem, state):
-        point, residual, ridge = state.point, state.residual, state.memory
+        point, residual, cap = state.point, state.residual, state.memory
+        misfit = float(xp.to_numpy(2 * state.loss).max() / problem.scale) ** 0.5 if problem.scale else 0.0
+        ridge = max(self.floor, min(self.factor * misfit, cap))
         square = 0.0
         for i in range(len(point.names)):
             gradient = point.partial(i, problem.backproject(residual))
-            square = square + _norm_square(gradient, point.ndims[i])
-            change = problem.solve_block(point, residual, i, ridge)
+            square = square + xp.inner(gradient, gradient, point.ndims[i])
+            change = problem.solve_block(point, gradient, i, ridge)
             point = point.with_array(i, point.arrays()[i] + change)
             residual = problem.residual(point)
         if self.rebalance and isinstance(point, BurerMonteiro):
             point = point.balanced()
-        return State(point, residual, problem.loss(residual), square**0.5, ridge * self.ridge_decay)
-
-
-def _norm_square(a: Any, ndim: int) -> Any:
-    from . import xp
-
-    return xp.inner(a, a, ndim)
+        return State(point, residual, problem.loss(residual), square**0.5, cap * self.decay)

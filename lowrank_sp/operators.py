@@ -55,6 +55,27 @@ class Pattern:
 
         return csr_array((values, self.cols, self.indptr), shape=self.shape)
 
+    def indicator_product(self, x: Array, transposed: bool) -> Array:
+        """The 0/1 matrix of the pattern (or its transpose) times ``x``; for NumPy in blocks of rows, so that
+        the ones take no memory."""
+        if xp.is_torch(x):
+            return self.multiply(x.new_ones(self.rows.shape[0]), x, transposed)
+        from scipy.sparse import csr_array
+
+        m, n = self.shape
+        out = np.zeros((n if transposed else m, x.shape[1]), dtype=x.dtype)
+        step = max(1, m // 16)
+        for top in range(0, m, step):
+            end = min(top + step, m)
+            low, high = self.indptr[top], self.indptr[end]
+            ones = np.ones(high - low, dtype=x.dtype)
+            block = csr_array((ones, self.cols[low:high], self.indptr[top : end + 1] - low), shape=(end - top, n))
+            if transposed:
+                out += block.T @ x[top:end]
+            else:
+                out[top:end] = block @ x
+        return out
+
     def multiply(self, values: Array, x: Array, transposed: bool) -> Array:
         if xp.is_torch(values):
             return self._multiply_torch(values, x, transposed)

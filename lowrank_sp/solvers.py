@@ -215,19 +215,23 @@ def ALS(ridge: float | str = "auto", rebalance: bool = True) -> AlternatingLeast
     Parameters
     ----------
     ridge : "auto" or float
-        First relative damping of the block solves, decaying by 0.7 a sweep; ``"auto"`` is 0.01.
+        Tikhonov ridge of the block solves, relative to their mean Gram matrix. ``"auto"`` ties it to the
+        residual, so it vanishes on exact data (see `AlternatingLeastSquares`); a number is kept constant,
+        which regularizes noisy data.
     rebalance : bool
         Rebalance the two factors after every sweep.
 
     Notes
     -----
     Completion solves every row by its own r x r system, all Gram matrices from one sparse product; other
-    problems use conjugate gradients preconditioned by the Gram matrix. Source: :cite:`jain2013altmin`.
+    problems use conjugate gradients preconditioned by the Gram matrix. Source: :cite:`jain2013altmin`; the
+    residual-driven ridge is ours, after the damping of :cite:`zhang2021precgd`.
     """
-    value = 1e-2 if ridge == "auto" else ridge
-    if not (isinstance(value, (int, float)) and value >= 0):
+    if isinstance(ridge, str) and ridge == "auto":
+        return AlternatingLeastSquares(rebalance=rebalance)
+    if isinstance(ridge, bool) or not (isinstance(ridge, (int, float)) and ridge >= 0):
         raise ValueError(f'ridge must be "auto" or a number that is not negative, got {ridge!r}')
-    return AlternatingLeastSquares(float(value), rebalance=rebalance)
+    return AlternatingLeastSquares(cap=0.0, floor=float(ridge), rebalance=rebalance)
 
 
 SOLVERS: dict[str, Any] = {

@@ -74,9 +74,13 @@ class LeastSquares(ABC):
     def error(self, point: Factors, residual: Any = None) -> Any:
         """``|| F(x) - truth ||_F / || truth ||_F``; None without a truth. ``residual`` may save work."""
 
-    def solve_block(self, point: Any, residual: Any, index: int, ridge: float) -> Array:
-        """The change of array ``index`` that minimises f with the others fixed, for alternating least squares."""
-        return block_cgls(self, point, residual, index, ridge)
+    @abstractmethod
+    def solve_block(self, point: Any, gradient: Array, index: int, ridge: float) -> Array:
+        """The change of array ``index`` that minimises f plus a ridge with the others fixed.
+
+        ``gradient`` is that of the array at ``point``; ``ridge`` weighs half its squared norm, relative to the
+        mean diagonal of the Gram matrix of the block.
+        """
 
 
 def relative_error(point: Factors, truth: Any) -> Any:
@@ -104,23 +108,26 @@ def _product_norm(x: Array, y: Array, u: Array | None = None, v: Array | None = 
     return xp.inner(core, core) ** 0.5
 
 
-def block_cgls(problem: LeastSquares, point: Any, residual: Any, index: int, ridge: float) -> Array:
-    """Minimise ``f`` over the change of one array by conjugate gradients on the normal equations.
+def block_cgls(problem: LeastSquares, point: Any, gradient: Array, index: int, ridge: float) -> Array:
+    """Minimise ``f`` plus a ridge over one array by conjugate gradients on the normal equations.
 
     Preconditioned with the Gram matrix of the form (its `whiten`): for a fully observed matrix one step is
     exact, for isometric measurements a handful. Stops at a thousandth of the starting gradient.
     """
     ndim = point.ndims[index]
+    zeros = point.map(lambda a: a * 0)
+    ridge = ridge * _block_size(point, index)
 
     def precondition(g):
-        zeros = point.map(lambda a: a * 0)
         return point.whiten(zeros.with_array(index, g), ridge).arrays()[index]
 
-    g = -point.partial(index, problem.backproject(residual))
+    g = -(gradient + ridge * point.arrays()[index])
     z = precondition(g)
     p, rho = z, xp.inner(g, z, ndim)
     change, target = 0 * g, 1e-6 * rho
     for _ in range(50):
+        if bool((rho <= target).all()):
+            break
         image = problem.measure((point.with_array(index, p),))[0]
         curvature = problem.inner(image, image) + ridge * xp.inner(p, p, ndim)
         alpha = xp.expand(rho / (curvature + (curvature == 0)), ndim)
@@ -129,7 +136,14 @@ def block_cgls(problem: LeastSquares, point: Any, residual: Any, index: int, rid
         g = g - alpha * (back + ridge * p)
         z = precondition(g)
         rho_new = xp.inner(g, z, ndim)
-        if bool((rho_new <= target).all()):
-            break
         p, rho = z + xp.expand(rho_new / (rho + (rho == 0)), ndim) * p, rho_new
     return change
+
+
+def _block_size(point: Any, index: int) -> float:
+    """Mean of ``||D_i F||^2`` over the columns of block ``index``: the unit of a relative ridge."""
+    total = 1.0
+    for i, array in enumerate(point.arrays()):
+        if i != index:
+            total = total * float(xp.to_numpy(xp.inner(array, array, point.ndims[i])).mean()) / array.shape[-1]
+    return total

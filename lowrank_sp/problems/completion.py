@@ -17,6 +17,9 @@ __all__ = ["MatrixCompletion"]
 
 Array = Any
 
+# Rows whose r x r systems are unpacked and solved at a time: bounds the memory of alternating least squares.
+ROWS = 1024
+
 
 @covers("S03")
 class MatrixCompletion(LeastSquares):
@@ -115,32 +118,36 @@ class MatrixCompletion(LeastSquares):
     def error(self, point, residual=None):
         return None if self.truth is None else relative_error(point, self.truth)
 
-    def solve_block(self, point, residual, index, ridge):
+    def solve_block(self, point, gradient, index, ridge):
         if isinstance(point, BurerMonteiro) and point.left.ndim == 2:
-            return self._solve_rows(point, residual, index, ridge)
-        return block_cgls(self, point, residual, index, ridge)
+            return self._solve_rows(point, gradient, index, ridge)
+        return block_cgls(self, point, gradient, index, ridge)
 
-    def _solve_rows(self, point: BurerMonteiro, residual: Array, index: int, ridge: float) -> Array:
+    def _solve_rows(self, point: BurerMonteiro, gradient: Array, index: int, ridge: float) -> Array:
         """Each row of the block by its own r x r system; all Gram matrices from one sparse product."""
         other = point.right if index == 0 else point.left
-        grams = self._row_grams(other, index)
-        size = xp.namespace(other).einsum("...ii->...", grams).real.mean() / other.shape[-1]
-        gradient = point.partial(index, self.backproject(residual))
-        return -xp.solve_psd(grams, gradient[..., None], ridge * size)[..., 0]
+        first, second = np.triu_indices(other.shape[-1])
+        packed = self.pattern.indicator_product(other[:, first].conj() * other[:, second], index == 1)
+        ridge = ridge * float(packed[:, first == second].real.mean())
+        gradient = gradient + ridge * point.arrays()[index]
+        change = xp.namespace(gradient).empty_like(gradient)
+        for start in range(0, gradient.shape[0], ROWS):
+            part = slice(start, start + ROWS)
+            grams = _unpack(packed[part], first, second)
+            change[part] = -xp.solve_psd(grams, gradient[part, :, None], ridge)[..., 0]
+        return change
 
-    def _row_grams(self, other: Array, index: int) -> Array:
-        """``sum_j conj(y_j) y_j^T`` over the observations of each row of block ``index``: (rows, r, r)."""
-        r = other.shape[-1]
-        ones = self.data.real * 0 + 1
-        pattern = SampledMatrix(self.pattern, ones, transposed=index == 1)
-        upper = np.triu_indices(r)
-        packed = pattern @ (other[:, upper[0]].conj() * other[:, upper[1]])
-        empty = xp.namespace(packed).empty
-        kwargs = {"device": packed.device} if xp.is_torch(packed) else {}
-        grams = empty((packed.shape[0], r, r), dtype=packed.dtype, **kwargs)
-        grams[:, upper[0], upper[1]] = packed.conj()
-        grams[:, upper[1], upper[0]] = packed
-        return grams
+
+def _unpack(packed: Array, first: np.ndarray, second: np.ndarray) -> Array:
+    """Hermitian matrices (k, r, r) from their upper triangles (k, r (r + 1) / 2)."""
+    r = int(second[-1]) + 1
+    if xp.is_torch(packed):
+        grams = packed.new_empty((packed.shape[0], r, r))
+    else:
+        grams = np.empty((packed.shape[0], r, r), dtype=packed.dtype)
+    grams[:, first, second] = packed.conj()
+    grams[:, second, first] = packed
+    return grams
 
 
 def _sorted(rows: Array, cols: Array, values: Array, shape: tuple[int, int]) -> tuple[Array, Array, Array]:

@@ -9,7 +9,7 @@ import numpy as np
 from .. import xp
 from ..coverage import covers
 from ..operators import ImplicitMatrix, Target
-from .base import LeastSquares, relative_error
+from .base import LeastSquares, block_cgls, relative_error
 from .checks import as_data, check_finite, check_shape
 
 __all__ = ["MatrixFactorization"]
@@ -94,6 +94,9 @@ class MatrixFactorization(LeastSquares):
             return self.data
         dtype = getattr(self._target, "dtype", None) or np.float64
         return np.zeros(1, dtype=np.result_type(dtype, np.float64))
+
+    def solve_block(self, point, gradient, index, ridge):
+        return block_cgls(self, point, gradient, index, ridge)
 
     def error(self, point, residual=None):
         if self.truth is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import xp
 from ..coverage import covers
-from .base import LeastSquares, relative_error
+from .base import LeastSquares, block_cgls, relative_error
 from .checks import as_data, check_shape
 from .ensembles import as_ensemble
 
@@ -67,3 +67,6 @@ class MatrixSensing(LeastSquares):
 
     def error(self, point, residual=None):
         return None if self.truth is None else relative_error(point, self.truth)
+
+    def solve_block(self, point, gradient, index, ridge):
+        return block_cgls(self, point, gradient, index, ridge)

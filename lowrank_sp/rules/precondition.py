@@ -56,7 +56,11 @@ class Scaled(Rule):
     """
 
     damping: float = 0.0
-    equivariant = True
+
+    @property
+    def equivariant(self) -> bool:
+        """Damping breaks it: ``P + damping I`` does not transform as the Gram matrix ``P`` does."""
+        return self.damping == 0
 
     def init(self, point):
         if self.damping < 0:

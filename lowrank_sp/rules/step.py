@@ -251,9 +251,9 @@ class ExactLineSearch(Search):
 def _evaluate(path: list[Any], step: Any, ndim: int) -> Any:
     """``sum_k step^k path[k]``."""
     t = xp.expand(step, ndim)
-    total = path[0]
-    for k, image in enumerate(path[1:], start=1):
-        total = total + t**k * image
+    total = path[0] + t * path[1]
+    for k, image in enumerate(path[2:], start=2):
+        total += t**k * image
     return total
 
 

@@ -1,0 +1,306 @@
+"""The contract of a parameterization: forward map, differential, adjoint, whitening and its manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import xp
+from ..factors import ByFactor, Factors, Gauged, Multilinear
+from .common import (
+    as_arrays,
+    elements,
+    fitting_shape,
+    in_library,
+    random_like,
+    random_point,
+    require,
+    require_close,
+    settle,
+)
+
+__all__ = ["check_parameterization"]
+
+
+class _Case(NamedTuple):
+    """A point with a direction, a tangent vector, a matrix G, rows to apply to, and sampled positions."""
+
+    point: Any
+    direction: Any
+    tangent: Any
+    g: Any
+    x: Any
+    rows: Any
+    cols: Any
+    batch: tuple[int, ...]
+    tol: float
+
+    @property
+    def name(self) -> str:
+        return type(self.point).__name__
+
+
+def check_parameterization(
+    form: Any,
+    shape: tuple[int, int] | None = None,
+    rank: int = 3,
+    *,
+    library: str = "numpy",
+    dtype: Any = "float64",
+    batch: tuple[int, ...] = (),
+    seed: int = 0,
+    tol: float = 1e-9,
+) -> None:
+    """Check that a form keeps what `lowrank_sp.factors.Factors` promises.
+
+    The dense matrix is the oracle: ``apply``, ``entries`` and ``product`` agree with it, the differential with
+    its difference quotient, the expansion with its values on a line; the adjoint passes the dot test; ``whiten``
+    solves the normal equations built from unit vectors (for `Multilinear` forms; it is symmetric positive
+    definite for others); the gauge group leaves the matrix alone; projection, retraction and transport fit
+    together; a batch gives the same as its elements, and torch the same as NumPy.
+
+    Parameters
+    ----------
+    form : type[Factors]
+    shape : tuple of int, optional
+        Of the matrix; small. By default ``(rank + 4, rank + 2)``, or a square one for a form that needs it.
+    rank : int
+    library : {"numpy", "torch"}
+    dtype : numpy dtype
+        Real or complex, in double precision.
+    batch : tuple of int
+        Leading axes.
+    seed : int
+    tol : float
+        Relative tolerance of equalities.
+
+    Raises
+    ------
+    AssertionError
+        With the form and the property that does not hold.
+    """
+    require(isinstance(form, type) and issubclass(form, Factors), f"{form!r} is not a subclass of Factors")
+    shape = fitting_shape(form, rank) if shape is None else shape
+    case = _case(form, shape, rank, dtype, batch, np.random.default_rng(seed), tol)
+    if batch:
+        _check_batch(case)
+    if library != "numpy":
+        translated = case._replace(**{k: in_library(getattr(case, k), library) for k in _Case._fields[:7]})
+        for what, run in OPERATIONS.items():
+            require_close(run(translated), run(case), f"{case.name}: {what} in {library} and NumPy", tol)
+        case = translated
+    for check in CHECKS:
+        check(case)
+    if isinstance(case.point, Gauged):
+        _check_gauge(case, np.random.default_rng(seed + 1))
+    if library == "numpy" and not batch:
+        _check_operators(case)
+
+
+def _case(form: Any, shape: Any, rank: int, dtype: Any, batch: Any, rng: Any, tol: float) -> _Case:
+    point = random_point(form, shape, rank, rng, dtype, batch)
+    direction = point.map(lambda a: random_like(a, rng))
+    g = random_like(np.zeros((*batch, *shape), dtype), rng)
+    x = random_like(np.zeros((*batch, 4, shape[1]), dtype), rng)
+    rows, cols = rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20)
+    return _Case(point, direction, point.project(direction), g, x, rows, cols, batch, tol)
+
+
+def _moved(case: _Case, t: float) -> Any:
+    """The point after a time ``t`` on a smooth curve that starts along the tangent vector (or any direction)."""
+    if isinstance(case.point, ByFactor):
+        return case.point + case.direction.scale(t)
+    return case.point.retract(case.tangent, -t)
+
+
+def _velocity(case: _Case) -> Any:
+    return case.direction if isinstance(case.point, ByFactor) else case.tangent
+
+
+OPERATIONS: dict[str, Callable[[_Case], Any]] = {
+    "dense": lambda c: c.point.dense(),
+    "apply": lambda c: c.point.apply(c.x),
+    "entries": lambda c: c.point.entries(c.rows, c.cols),
+    "pullback": lambda c: c.point.pullback(c.g),
+    "pushforward": lambda c: c.point.pushforward(c.tangent),
+    "whiten": lambda c: c.point.whiten(c.tangent, 0.1),
+    "project": lambda c: c.point.project(c.direction),
+    "retract": lambda c: c.point.retract(c.direction, 0.1).dense(),
+    "inner": lambda c: c.point.inner(c.direction),
+    "scale": lambda c: c.direction.scale(c.point.norm()),
+}
+
+
+def _check_batch(c: _Case) -> None:
+    """Every operation on the batch against the same on each of its elements."""
+    for what, run in OPERATIONS.items():
+        whole = run(c)
+        for *inputs, part in elements(c.batch, *c[:5], whole):
+            single = _Case(*inputs, c.rows, c.cols, (), c.tol)
+            require_close(part, run(single), f"{c.name}: {what} of a batch and of its elements", c.tol)
+
+
+# the forward map ------------------------------------------------------------------------------------------
+
+
+def _check_forward(c: _Case) -> None:
+    dense = c.point.dense()
+    require(tuple(dense.shape) == (*c.batch, *c.point.shape), f"{c.name}: dense has shape {tuple(dense.shape)}")
+    require_close(c.point.apply(c.x), c.x @ dense.mT, f"{c.name}: apply is x F(x)^T", c.tol)
+    expected = dense[..., c.rows, c.cols]
+    require_close(c.point.entries(c.rows, c.cols), expected, f"{c.name}: entries of dense", c.tol)
+    left, right = c.point.product()
+    require_close(left @ xp.adjoint(right), dense, f"{c.name}: product multiplies to dense", c.tol)
+    again = type(c.point).from_product(left, right)
+    require_close(again.dense(), dense, f"{c.name}: from_product keeps the matrix", c.tol)
+    require_close(settle(again), again, f"{c.name}: from_product lands on the spaces", c.tol)
+
+
+def _check_sizes(c: _Case) -> None:
+    axes = len(c.batch)
+    stored = sum(int(np.prod(a.shape[axes:])) for a in c.point.arrays())
+    counted = type(c.point).parameter_count(c.point.shape, c.point.rank)
+    require(stored == counted, f"{c.name}: stores {stored} numbers, parameter_count says {counted}")
+    require(c.point.batch_shape == c.batch, f"{c.name}: batch_shape is {c.point.batch_shape}")
+    tops = np.linalg.matrix_rank(xp.to_numpy(c.point.dense()))
+    require((tops <= c.point.rank).all(), f"{c.name}: dense exceeds the rank {c.point.rank}")
+    flat = [np.concatenate([a.reshape(-1) for a in as_arrays(p)]) for p in (c.point, c.direction)]
+    total = xp.to_numpy(c.point.inner(c.direction)).sum()
+    require_close(total, np.vdot(*flat).real, f"{c.name}: inner is the real dot product", c.tol)
+
+
+# the differential and its adjoint -------------------------------------------------------------------------
+
+
+def _check_differential(c: _Case) -> None:
+    h, velocity = 1e-4, _velocity(c)
+    quotient = (_moved(c, h).dense() - _moved(c, -h).dense()) / (2 * h)
+    image = c.point.pushforward(velocity)
+    require_close(image, quotient, f"{c.name}: pushforward is the derivative of dense", 1e-6)
+    pulled = c.point.pullback(c.g)
+    require_close(
+        velocity.inner(pulled), xp.inner(image, c.g), f"{c.name}: dot test <DF[t], G> = <t, DF*[G]>", c.tol
+    )
+    for i, array in enumerate(pulled.arrays()):
+        label = f"{c.name}: partial {i} ({c.point.names[i]}) is that block of pullback"
+        require_close(c.point.partial(i, c.g), array, label, c.tol)
+
+
+def _check_expansion(c: _Case) -> None:
+    if not isinstance(c.point, ByFactor):
+        return
+    every = tuple(range(len(c.point.names)))
+    for wrt in {every, *((i,) for i in every)}:
+        still = c.direction.map(lambda a: 0 * a)
+        moves = type(still)(*[
+            d if i in wrt else z
+            for i, (d, z) in enumerate(zip(c.direction.arrays(), still.arrays(), strict=True))
+        ])
+        orders = c.point.expansion(c.direction, wrt)
+        for t in (-0.7, 1.3):
+            total = c.point.dense()
+            for k, terms in enumerate(orders, start=1):
+                for term in terms:
+                    total = total + t**k * term.dense()
+            label = f"{c.name}: the expansion in {wrt} is dense on the line"
+            require_close(total, (c.point + moves.scale(t)).dense(), label, c.tol)
+
+
+def _check_operators(c: _Case) -> None:
+    """G may be sparse or a linear operator."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.linalg import aslinearoperator
+
+    expected = c.point.pullback(c.g)
+    for g in (csr_array(c.g), aslinearoperator(c.g)):
+        label = f"{c.name}: pullback of a {type(g).__name__}"
+        require_close(c.point.pullback(g), expected, label, c.tol)
+
+
+# whitening ------------------------------------------------------------------------------------------------
+
+
+def _check_whiten(c: _Case) -> None:
+    point = c.point + c.direction.scale(0.3) if isinstance(c.point, ByFactor) else c.point
+    grad = point.pullback(c.g)
+    if not isinstance(point, Multilinear):
+        _check_symmetric(c, point, grad)
+        return
+    for damping in (0.0, 0.3):
+        white = point.whiten(grad, damping)
+        triples = elements(c.batch, *(p.map(xp.to_numpy) for p in (point, grad, white)))
+        for one, g, w in triples:
+            for i, name in enumerate(one.names):
+                label = f"{c.name}: whiten solves the normal equations of {name}, damping {damping}"
+                require_close(w.arrays()[i], _solve_block(one, i, g.arrays()[i], damping), label, 1e-7)
+
+
+def _solve_block(point: Any, index: int, g: np.ndarray, damping: float) -> np.ndarray:
+    """``(D_i F^* D_i F + damping)^{-1} g``, with ``D_i F`` as a real matrix built column by column."""
+    units = np.eye(g.size, dtype=g.dtype).reshape(-1, *g.shape)
+    if g.dtype.kind == "c":
+        units = np.concatenate((units, 1j * units))
+    columns = [_real(point.with_array(index, unit).dense()) for unit in units]
+    jacobian = np.stack(columns, axis=-1)
+    normal = jacobian.T @ jacobian + damping * np.eye(len(units))
+    solution = np.linalg.solve(normal, np.array([np.vdot(u, g).real for u in units]))
+    return (solution @ units.reshape(len(units), -1)).reshape(g.shape)
+
+
+def _real(a: np.ndarray) -> np.ndarray:
+    return np.concatenate((a.real.reshape(-1), a.imag.reshape(-1)))
+
+
+def _check_symmetric(c: _Case, point: Any, grad: Any) -> None:
+    other = c.tangent
+    white, white_other = point.whiten(grad, 0.1), point.whiten(other, 0.1)
+    label = f"{c.name}: whiten is self-adjoint"
+    require_close(white.inner(other), grad.inner(white_other), label, c.tol)
+    require((xp.to_numpy(white.inner(grad)) > 0).all(), f"{c.name}: whiten is not positive definite")
+
+
+# the manifold ---------------------------------------------------------------------------------------------
+
+
+def _check_manifold(c: _Case) -> None:
+    point, tangent = c.point, c.tangent
+    require_close(settle(point), point, f"{c.name}: random lands on the spaces", c.tol)
+    require_close(point.project(tangent), tangent, f"{c.name}: project is idempotent", c.tol)
+    if isinstance(point, ByFactor):
+        other = point.pullback(c.g)
+        label = f"{c.name}: project is self-adjoint"
+        require_close(point.project(other).inner(c.direction), other.inner(tangent), label, c.tol)
+        _check_fixed_arrays(c)
+    require_close(point.transport(point, tangent), tangent, f"{c.name}: transport to the point itself", c.tol)
+    new = point.retract(c.tangent, 0.2)
+    require_close(settle(new), new, f"{c.name}: retract lands on the spaces", c.tol)
+    moved = point.transport(new, tangent)
+    require_close(new.project(moved), moved, f"{c.name}: transport lands in the tangent space", c.tol)
+    gaps, velocity = [], point.pushforward(tangent)
+    for lr in (1e-2, 1e-3):
+        line = point.dense() - lr * velocity
+        gaps.append(float(abs(point.retract(tangent, lr).dense() - line).max()))
+    require(gaps[1] <= 0.02 * gaps[0] + c.tol, f"{c.name}: retract is not first order, off by {gaps}")
+
+
+def _check_fixed_arrays(c: _Case) -> None:
+    """Only the arrays in ``wrt`` move."""
+    whole = c.point.retract(c.direction, 0.2).arrays()
+    for i, name in enumerate(c.point.names):
+        part = c.point.retract(c.direction, 0.2, (i,)).arrays()
+        for j, array in enumerate(part):
+            expected = whole[j] if i == j else c.point.arrays()[j]
+            require_close(array, expected, f"{c.name}: retract moves {name} alone", c.tol)
+
+
+def _check_gauge(c: _Case, rng: Any) -> None:
+    same = c.point.gauge(c.point.random_gauge(rng))
+    require_close(same.dense(), c.point.dense(), f"{c.name}: gauge leaves the matrix alone", c.tol)
+    require_close(settle(same), same, f"{c.name}: gauge stays on the spaces", c.tol)
+    gap = max(float(np.abs(a - b).max()) for a, b in zip(as_arrays(same), as_arrays(c.point), strict=True))
+    require(gap > 1e-3, f"{c.name}: random_gauge is the identity")
+
+
+CHECKS = (_check_forward, _check_sizes, _check_differential, _check_expansion, _check_whiten, _check_manifold)

@@ -21,6 +21,7 @@ __all__ = ["solve"]
 GROWTH = 1e8
 # Iterations without any lower loss after which a solve has stalled.
 PATIENCE = 50
+TINY = float(np.finfo(float).tiny)
 
 
 def solve(
@@ -87,13 +88,15 @@ def solve(
 
 
 class _Run:
-    """History and stopping of one solve."""
+    """History and stopping of one solve: losses are floats, or arrays when there is a batch."""
 
     def __init__(self, problem: LeastSquares, tol: float):
         self.problem, self.tol = problem, tol
         self.history: dict[str, list[Any]] = {"iteration": [], "seconds": [], "loss": [], "gradient_norm": []}
+        self.tracked = problem.truth is not None
         self.seconds = 0.0
         self.quiet = 0
+        self.first_gradient: Any = None
 
     def begin(self, solver: Solver, point: Factors) -> State:
         tick = perf_counter()
@@ -102,91 +105,88 @@ class _Run:
         loss = xp.to_numpy(state.loss)
         if not np.isfinite(loss).all():
             raise ValueError("the loss at the start is not finite; check the start and the scale of the data")
-        self.first_loss = np.maximum(loss, np.finfo(float).tiny)
+        self.batched = loss.ndim > 0
+        self.first_loss = np.maximum(loss, TINY)
         self.bound = GROWTH * np.maximum(loss, 0.5 * self.problem.scale)
-        precision = float(np.finfo(loss.dtype).eps)
-        self.floor = 0.5 * self.problem.scale * (4 * precision) ** 2
-        self.done = np.zeros(loss.shape, bool)
-        self.good = np.zeros(loss.shape, bool)
-        self.first_gradient: Any = None
+        self.floor = 0.5 * self.problem.scale * (4 * float(np.finfo(loss.dtype).eps)) ** 2
+        self.done = self.good = np.zeros(loss.shape, bool)
+        if not self.batched:
+            loss, self.first_loss, self.bound = float(loss), float(self.first_loss), float(self.bound)
         self.loss = self.best = loss
-        self._record(0, state, loss)
+        self._record(0, state, loss, np.full(np.shape(loss), np.nan))
         return state
 
     def advance(self, solver: Solver, state: State, iteration: int) -> tuple[State, Status | None]:
         tick = perf_counter()
         new = solver.step(self.problem, state)
-        loss = xp.to_numpy(new.loss)
+        loss = xp.to_numpy(new.loss) if self.batched else float(new.loss)
         self.seconds += perf_counter() - tick
-        bad = ~(loss <= self.bound)
-        if loss.ndim == 0:
-            if bad:
-                return state, Status.DIVERGED
-        else:
-            new, loss = self._freeze(state, new, loss, bad)
+        if self.batched:
+            new, loss = self._freeze(state, new, loss)
+        elif not loss <= self.bound:
+            return state, Status.DIVERGED
+        gradient = xp.to_numpy(new.gradient_norm) if self.batched else float(new.gradient_norm)
+        if self.first_gradient is None:
+            self.first_gradient = np.maximum(gradient, TINY)
         previous, self.loss = self.loss, loss
-        self._record(iteration, new, loss)
-        return new, self._verdict(previous, loss, xp.to_numpy(new.gradient_norm))
+        self._record(iteration, new, loss, gradient)
+        if self.batched:
+            return new, self._verdict_batch(previous, loss, gradient)
+        return new, self._verdict(previous, loss, gradient)
 
-    def _freeze(self, old: State, new: State, loss: np.ndarray, bad: np.ndarray) -> tuple[State, np.ndarray]:
-        """Batch: elements that diverged or had finished keep their old point."""
-        self.done |= bad
+    def _verdict(self, previous: float, loss: float, gradient: float) -> Status | None:
+        if loss <= self.floor:
+            return Status.EXACT
+        if not self.tol:
+            return None
+        if gradient <= self.tol * self.first_gradient and abs(previous - loss) <= self.tol * self.first_loss:
+            return Status.CONVERGED
+        return self._stalled(loss < self.best * (1 - 1e-9), min(loss, self.best))
+
+    def _verdict_batch(self, previous: np.ndarray, loss: np.ndarray, gradient: np.ndarray) -> Status | None:
+        """The end of the run once every element has converged or diverged."""
+        settled = (gradient <= self.tol * self.first_gradient) & (abs(previous - loss) <= self.tol * self.first_loss)
+        finished = (loss <= self.floor) | (settled & bool(self.tol))
+        self.good = self.good | (finished & ~self.done)
+        self.done = self.done | finished
+        if self.done.all():
+            return Status.CONVERGED if self.good.all() else Status.DIVERGED
+        better = (loss < self.best * (1 - 1e-9)) & ~self.done
+        return self._stalled(bool(better.any()), np.minimum(loss, self.best)) if self.tol else None
+
+    def _stalled(self, better: bool, best: Any) -> Status | None:
+        self.best = best
+        self.quiet = 0 if better else self.quiet + 1
+        return Status.STALLED if self.quiet >= PATIENCE else None
+
+    def _freeze(self, old: State, new: State, loss: np.ndarray) -> tuple[State, np.ndarray]:
+        """Batch elements that diverged now, or had ended before, keep their old point."""
+        self.done = self.done | ~(loss <= self.bound)
         if not self.done.any():
             return new, loss
         keep = xp.asarray_like(self.done, self.problem.like()).real != 0
         where = xp.namespace(keep).where
-        arrays = [
-            where(xp.expand(keep, k), a, b)
-            for a, b, k in zip(old.point.arrays(), new.point.arrays(), new.point.ndims, strict=True)
-        ]
-        point = type(new.point)(*arrays)
+        parts = zip(old.point.arrays(), new.point.arrays(), new.point.ndims, strict=True)
+        point = type(new.point)(*[where(xp.expand(keep, k), a, b) for a, b, k in parts])
         residual = self.problem.residual(point)
         new = new._replace(point=point, residual=residual, loss=self.problem.loss(residual))
         return new, xp.to_numpy(new.loss)
 
-    def _verdict(self, previous: np.ndarray, loss: np.ndarray, gradient: np.ndarray) -> Status | None:
-        """Whether all batch elements have ended, and why."""
-        if self.first_gradient is None:
-            self.first_gradient = np.maximum(gradient, np.finfo(float).tiny)
-        exact = loss <= self.floor
-        gain = (previous - loss) / self.first_loss
-        settled = (np.abs(gain) <= self.tol) & (gradient <= self.tol * self.first_gradient) if self.tol else exact
-        self.good = self.good | exact | (settled & ~self.done)
-        if loss.ndim == 0:
-            if exact:
-                return Status.EXACT
-            if settled and self.tol:
-                return Status.CONVERGED
-        else:
-            self.done = self.done | self.good
-            if self.done.all():
-                return Status.CONVERGED if self.good.all() else Status.DIVERGED
-        return self._stalled(loss)
-
-    def _stalled(self, loss: np.ndarray) -> Status | None:
-        """Whether no batch element has found a lower loss for many iterations."""
-        better = loss < self.best * (1 - 1e-9)
-        self.best = np.minimum(self.best, loss)
-        self.quiet = 0 if bool((better & ~self.done).any()) else self.quiet + 1
-        return Status.STALLED if self.tol and self.quiet >= PATIENCE else None
-
-    def _record(self, iteration: int, state: State, loss: np.ndarray) -> None:
+    def _record(self, iteration: int, state: State, loss: Any, gradient: Any) -> None:
         history = self.history
         history["iteration"].append(iteration)
         history["seconds"].append(self.seconds)
         history["loss"].append(loss)
-        norm = state.gradient_norm
-        history["gradient_norm"].append(np.full(loss.shape, np.nan) if norm is None else xp.to_numpy(norm))
-        error = self.problem.error(state.point, state.residual)
-        if error is not None:
+        history["gradient_norm"].append(gradient)
+        if self.tracked:
+            error = self.problem.error(state.point, state.residual)
             history.setdefault("error", []).append(xp.to_numpy(error))
 
     def result(self, state: State, status: Status, solver: Solver, form: type[Factors]) -> Result:
         point = state.point if type(state.point) is form else state.point.to(form)
         history = {key: np.asarray(values) for key, values in self.history.items()}
-        fun = float(self.loss) if self.loss.ndim == 0 else self.loss
-        converged = status.success if self.loss.ndim == 0 else self.good
-        return Result(point, fun, int(history["iteration"][-1]), status, history, solver, converged)
+        converged = self.good if self.batched else status.success
+        return Result(point, self.loss, int(history["iteration"][-1]), status, history, solver, converged)
 
 
 def _check(problem: Any, start: Any, solver: Any, max_iter: Any, tol: Any) -> None:

@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from numbers import Real
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from .. import xp
 
-__all__ = ["as_data", "as_indices", "check_finite", "check_rank", "check_shape", "warn_unobserved"]
+__all__ = [
+    "LinearMap",
+    "as_data",
+    "as_indices",
+    "check_finite",
+    "check_rank",
+    "check_shape",
+    "warn_unobserved",
+]
 
 Array = Any
+
+
+@runtime_checkable
+class LinearMap(Protocol):
+    """What scipy's and PyLops' ``LinearOperator`` share; neither is a subclass of the other."""
+
+    shape: tuple[int, int]
+
+    def matvec(self, x: Array) -> Array: ...
+
+    def rmatvec(self, x: Array) -> Array: ...
 
 
 def as_data(value: Any, name: str, ndim: int | None = None) -> Array:
@@ -59,7 +79,7 @@ def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
 
 def check_rank(rank: Any, shape: tuple[int, int]) -> int:
     """``rank`` as an integer between 1 and min(m, n)."""
-    if isinstance(rank, bool) or int(rank) != rank:
+    if isinstance(rank, bool) or not isinstance(rank, Real) or not np.isfinite(rank) or rank % 1:
         raise ValueError(f"rank must be an integer, got {rank!r}")
     if not 1 <= rank <= min(shape):
         raise ValueError(f"rank must lie between 1 and min(m, n) = {min(shape)}, got {rank}")

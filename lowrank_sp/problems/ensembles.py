@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import xp
 from ..factors import Factors
-from .checks import as_data, check_shape
+from .checks import LinearMap, as_data, check_shape
 
 __all__ = ["DenseEnsemble", "Ensemble", "RankOneEnsemble", "SubsampledOrthogonal", "WrappedOperator", "as_ensemble"]
 
@@ -242,11 +242,9 @@ class SubsampledOrthogonal(Ensemble):
 
 def as_ensemble(operator: Any, shape: tuple[int, int]) -> Ensemble:
     """An ensemble from an ensemble, an array (N, m, n) or (N, m n), or a linear operator."""
-    from scipy.sparse.linalg import LinearOperator
-
     if isinstance(operator, Ensemble):
         ensemble = operator
-    elif isinstance(operator, LinearOperator):
+    elif isinstance(operator, LinearMap):
         ensemble = WrappedOperator(operator, shape)
     else:
         matrices = as_data(operator, "operator", 2)

@@ -10,7 +10,7 @@ from .. import xp
 from ..coverage import covers
 from ..operators import ImplicitMatrix, Target
 from .base import LeastSquares, block_cgls, relative_error
-from .checks import as_data, check_finite, check_shape
+from .checks import LinearMap, as_data, check_finite, check_shape
 
 __all__ = ["MatrixFactorization"]
 
@@ -51,7 +51,7 @@ class MatrixFactorization(LeastSquares):
             if hasattr(target, "data") and isinstance(target.data, np.ndarray):
                 check_finite(target.data, "target")
             square = _squared_norm(target) if square is None else float(square)
-            self.data: Any = ImplicitMatrix(Target(target, square), 1.0, ())
+            self.data: Any = ImplicitMatrix(Target(target, square), -1.0, ())  # A itself, as minus minus A
             self.scale = square
             self.refresh = 1
         else:
@@ -117,9 +117,8 @@ def _sum_dense(points: Any) -> Array:
 def _is_implicit(target: Any) -> bool:
     """Whether the target is a scipy sparse matrix or a linear operator rather than an array."""
     import scipy.sparse
-    from scipy.sparse.linalg import LinearOperator
 
-    return scipy.sparse.issparse(target) or isinstance(target, LinearOperator)
+    return scipy.sparse.issparse(target) or isinstance(target, LinearMap)
 
 
 def _squared_norm(target: Any) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
+from ..factors import ByFactor
 from .base import Plain, Rule
 
 __all__ = ["Adam", "Conjugate", "Momentum"]
@@ -50,12 +51,14 @@ class Momentum(Rule):
 class Adam(Rule):
     """Adam with bias correction; elementwise, so it breaks gauge equivariance whatever comes before it.
 
-    Source: :cite:`kingma2015adam`.
+    It needs arrays that keep their meaning from step to step: the bases of a `FixedRank` point are new after
+    every retraction, and squares accumulated in the old ones say nothing about them. Source: :cite:`kingma2015adam`.
     """
 
     decay: float = 0.9
     decay_squares: float = 0.999
     epsilon: float = 1e-8
+    needs = (ByFactor,)
 
     def init(self, point):
         return _counter(point), _zero_like(point), point.map(lambda a: abs(0 * a))

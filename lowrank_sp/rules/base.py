@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..factors import Factors
+from ..parameterizations import FORMS
 
 __all__ = ["Chain", "PerFactor", "Plain", "Rule", "chain", "check_needs"]
 
@@ -40,15 +41,18 @@ def check_needs(rule: Rule, point: Factors) -> None:
     """Raise a ``TypeError`` that names the missing capability unless ``rule`` can act on ``point``."""
     if not isinstance(point, rule.needs):
         wanted = " or ".join(cls.__name__ for cls in rule.needs)
+        fitting = [name for name, form in FORMS.items() if issubclass(form, rule.needs)]
         raise TypeError(
             f"{type(rule).__name__} needs a {wanted} point, got {type(point).__name__}; "
-            f"convert the start with start.to(lr.{rule.needs[0].__name__})"
+            f"convert the start, for example with start.to(lr.{fitting[0]})"
         )
 
 
 @dataclass(frozen=True)
 class Plain(Rule):
     """The gradient itself, projected on the tangent space where the form has one: (Riemannian) gradient descent."""
+
+    preserves_equivariance = True
 
     def init(self, point):
         return ()
@@ -100,6 +104,7 @@ class PerFactor(Rule):
     """Multiply the direction of each array by its own rate (LoRA+ style), in the order of ``point.names``."""
 
     rates: tuple[float, ...]
+    preserves_equivariance = True
 
     def init(self, point):
         if len(self.rates) != len(point.names):

@@ -129,20 +129,20 @@ def minimize_polynomial(coefficients: np.ndarray) -> np.ndarray:
     Returns
     -------
     array (...)
-        The global minimiser; 0 where the polynomial is constant or not finite.
+        The global minimiser; 0 where the slope at 0 vanishes or a coefficient is not finite.
     """
     flat = coefficients.reshape(-1, coefficients.shape[-1])
     return np.array([_minimize_one(c) for c in flat]).reshape(coefficients.shape[:-1])
 
 
 def _minimize_one(c: np.ndarray) -> float:
-    """Scale the variable by the quadratic guess, then take the best real critical point."""
+    """Scale the variable to the size of the minimiser, then take the best real critical point."""
     if not np.isfinite(c).all() or c[1] == 0:
         return 0.0
-    scale = -c[1] / (2 * c[2]) if c[2] > 0 else 1.0
     if len(c) == 3:
-        return float(scale) if c[2] > 0 else 0.0
+        return float(-c[1] / (2 * c[2])) if c[2] > 0 else 0.0
     powers = np.arange(len(c))
+    scale = _root_size(np.abs(c * powers)[1:], c[2] > 0)
     scaled = c * scale**powers
     size = np.abs(scaled[1:]).max()
     if not np.isfinite(size) or size == 0:
@@ -157,6 +157,15 @@ def _minimize_one(c: np.ndarray) -> float:
     values = np.polynomial.polynomial.polyval(real, np.concatenate(([0.0], scaled[1:])))
     best = int(np.argmin(values))
     return float(real[best] * scale) if values[best] <= 0 else 0.0
+
+
+def _root_size(slopes: np.ndarray, convex: bool) -> float:
+    """A size for the variable: the quadratic guess where it exists, at most a bound on all critical points."""
+    guess = slopes[0] / slopes[1] if convex else np.inf
+    if slopes[-1] > 0:
+        orders = np.arange(len(slopes) - 1, 0, -1)
+        guess = min(guess, float(np.max((slopes[:-1] / slopes[-1]) ** (1 / orders))))
+    return guess if np.isfinite(guess) and guess > 0 else 1.0
 
 
 def _loss_polynomial(products: list[list[Any]]) -> np.ndarray:
@@ -213,8 +222,8 @@ class ExactLineSearch(Search):
 
     For least squares the residual is a polynomial in the step, so its squared norm is minimised by
     solving for the roots of a derivative (a cubic for two factors): no trial evaluations. The residual is
-    updated by the same polynomial and recomputed every ``refresh`` steps, or when the loss has dropped a
-    thousandfold, so rounding does not accumulate.
+    updated by the same polynomial and recomputed every ``refresh`` steps, or when the loss has dropped
+    by a factor 1e8, so rounding does not accumulate.
 
     Parameters
     ----------
@@ -245,7 +254,7 @@ class ExactLineSearch(Search):
     def _stale(self, problem: Any, age: int, loss: Any, reference: Any) -> bool:
         if reference is None or age >= min(self.refresh, problem.refresh):
             return True
-        return bool((loss < 1e-3 * reference).any())
+        return bool((loss < 1e-8 * reference).any())
 
 
 def _evaluate(path: list[Any], step: Any, ndim: int) -> Any:

@@ -10,8 +10,17 @@ import numpy as np
 from .. import xp
 from ..factors import Factors
 
-__all__ = ["as_arrays", "elements", "fitting_shape", "in_library", "random_like", "random_point", "require",
-           "require_close", "settle"]
+__all__ = [
+    "as_arrays",
+    "elements",
+    "fitting_shape",
+    "in_library",
+    "random_like",
+    "random_point",
+    "require",
+    "require_close",
+    "settle",
+]
 
 Array = Any
 
@@ -65,7 +74,9 @@ def settle(point: Any) -> Any:
     return type(point)(*[space.retract(a, 0 * a, 0.0) for space, a in parts])
 
 
-def random_point(form: Any, shape: tuple[int, int], rank: int, rng: Any, dtype: Any, batch: tuple = ()) -> Any:
+def random_point(
+    form: Any, shape: tuple[int, int], rank: int, rng: Any, dtype: Any, batch: tuple = ()
+) -> Any:
     """A NumPy point of the form, complex for a complex ``dtype``."""
     point = form.random(shape, rank, rng, batch)
     if np.dtype(dtype).kind == "c":

@@ -61,11 +61,15 @@ def check_init(
     require(type(point) is form, f"{name}: returned a {type(point).__name__}")
     _check_arrays(problem, point, form.shapes(shape, rank), batch, name)
     require_close(settle(point), point, f"{name}: every factor lies on its space", tol)
-    require_close(init(problem, form, rank, seed=seed), point, f"{name}: the same seed gives the same start", 0.0)
+    require_close(
+        init(problem, form, rank, seed=seed), point, f"{name}: the same seed gives the same start", 0.0
+    )
     residual = problem.residual(point)
     require(tuple(residual.shape) == target.shape, f"{name}: the residual has shape {tuple(residual.shape)}")
     if exact:
-        require_close(point.dense() + 0 * residual, target, f"{name}: solves the factorization at its exact rank", tol)
+        require_close(
+            point.dense() + 0 * residual, target, f"{name}: solves the factorization at its exact rank", tol
+        )
 
 
 def _check_arrays(problem: Any, point: Any, shapes: Any, batch: tuple[int, ...], name: str) -> None:

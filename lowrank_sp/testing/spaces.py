@@ -98,4 +98,6 @@ def _batch_is_loop(space: Any, x: Any, g: Any, axes: int, name: str, tol: float)
 def _same_in(space: Any, x: Any, g: Any, library: str, name: str, tol: float) -> None:
     y, h = in_library(x, library), in_library(g, library)
     require_close(space.project(y, h), space.project(x, g), f"{name}.project in {library} and NumPy", tol)
-    require_close(space.retract(y, h, 0.3), space.retract(x, g, 0.3), f"{name}.retract in {library} and NumPy", tol)
+    require_close(
+        space.retract(y, h, 0.3), space.retract(x, g, 0.3), f"{name}.retract in {library} and NumPy", tol
+    )

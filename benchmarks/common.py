@@ -12,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["best_of", "machine", "table", "write_rows"]
+import lowrank_sp as lr
+
+__all__ = ["best_of", "common_start", "machine", "table", "write_rows"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -45,6 +47,13 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def common_start(problem: Any, form: Any, rank: int) -> Any:
+    """The start of every solver, ours and the peers': spectral, or random where spectral is the solution."""
+    if isinstance(problem, lr.MatrixFactorization):
+        return lr.inits.gaussian(problem, lr.BurerMonteiro, rank=rank, seed=1).to(form)
+    return lr.inits.spectral(problem, form, rank=rank)
 
 
 def best_of(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:

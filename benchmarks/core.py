@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import best_of, table, write_rows
+from common import best_of, common_start, table, write_rows
 
 import lowrank_sp as lr
 
@@ -105,9 +105,7 @@ def instances() -> dict[str, tuple[Callable[[int], Any], int]]:
 def ours(problem: Any, rank: int, name: str) -> tuple[float, int, float]:
     """Seconds, iterations and final error of one of our solvers until relative error 1e-8."""
     tick = time.perf_counter()
-    start = lr.inits.spectral(problem, lr.BurerMonteiro, rank=rank)
-    if isinstance(problem, lr.MatrixFactorization):  # the spectral start is the solution there
-        start = lr.inits.gaussian(problem, lr.BurerMonteiro, rank=rank, seed=1)
+    start = common_start(problem, lr.BurerMonteiro, rank)
     begin = time.perf_counter() - tick
     result = lr.solve(problem, start, lr.SOLVERS[name](), tol=0, callback=lambda _, x, __: problem.error(x) < 1e-8)
     history = result.history

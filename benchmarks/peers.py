@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
 import numpy as np
 import pymanopt
+from common import common_start
 from pymanopt.manifolds import FixedRankEmbedded
 from pymanopt.optimizers import ConjugateGradient, SteepestDescent
 
@@ -56,18 +58,13 @@ def pymanopt_fixed_rank(problem: Any, rank: int, optimizer: str) -> tuple[float,
         max_iterations=1000, max_time=60, min_gradient_norm=1e-14, min_step_size=1e-16, verbosity=0
     )
     task = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient)
-    try:
+    with contextlib.suppress(_Reached):
         solver.run(task, initial_point=start)
-    except _Reached:
-        pass
     return time.perf_counter() - tick - state["tracking"], state["evaluations"], state["error"]
 
 
 def _start(problem: Any, rank: int) -> Any:
     """Our own start, in the coordinates of the peer."""
-    if isinstance(problem, lr.MatrixFactorization):
-        x = lr.inits.gaussian(problem, lr.BurerMonteiro, rank=rank, seed=1).to(lr.SVD)
-    else:
-        x = lr.inits.spectral(problem, lr.SVD, rank=rank)
+    x = common_start(problem, lr.SVD, rank)
     kind = FixedRankEmbedded(*problem.shape, rank).random_point().__class__
     return kind(x.left, x.values, x.right.T)

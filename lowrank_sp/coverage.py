@@ -39,9 +39,7 @@ def covers(*ids: str) -> Callable[[_Named], _Named]:
     malformed = [i for i in ids if not _ID.fullmatch(i)]
     if malformed or not ids:
         received = malformed or "none"
-        raise ValueError(
-            f"covers() takes IDs of docs/inventory.toml, such as 'P01' or 'D30b'; got {received}"
-        )
+        raise ValueError(f"covers() takes IDs of docs/inventory.toml, such as 'P01' or 'D30b'; got {received}")
 
     def record(named: _Named) -> _Named:
         name = f"{named.__module__}.{named.__qualname__}"

@@ -44,7 +44,7 @@ class Pattern:
 
     def __init__(self, rows: Array, cols: Array, shape: tuple[int, int]):
         self.rows, self.cols, self.shape = rows, cols, shape
-        self.indptr = None
+        self.indptr: Any = None  # NumPy only
         if isinstance(rows, np.ndarray):
             counts = np.bincount(rows, minlength=shape[0])
             self.indptr = np.concatenate(([0], np.cumsum(counts))).astype(rows.dtype)

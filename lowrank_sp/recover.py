@@ -31,7 +31,12 @@ def factorize(target: Any, rank: int, max_iter: int = 200, tol: float = 1e-10, s
 
 
 def sense(
-    operator: Any, measurements: Any, shape: tuple[int, int], rank: int, max_iter: int = 1000, tol: float = 1e-10
+    operator: Any,
+    measurements: Any,
+    shape: tuple[int, int],
+    rank: int,
+    max_iter: int = 1000,
+    tol: float = 1e-10,
 ) -> Result:
     """A low-rank matrix from linear measurements ``y_i = <M_i, W>``; arguments as `MatrixSensing`."""
     problem = MatrixSensing(operator, measurements, shape)
@@ -55,4 +60,6 @@ def _as_completion(matrix: Any) -> MatrixCompletion:
 
     if isinstance(matrix, MatrixCompletion):
         return matrix
-    return MatrixCompletion.from_sparse(matrix) if scipy.sparse.issparse(matrix) else MatrixCompletion.from_array(matrix)
+    return (
+        MatrixCompletion.from_sparse(matrix) if scipy.sparse.issparse(matrix) else MatrixCompletion.from_array(matrix)
+    )

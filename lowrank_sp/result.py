@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-from .factors import Factors
-
 __all__ = ["Result", "Status"]
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """Why a solve ended; the value is the message."""
 
     CONVERGED = "converged: the relative decrease of the loss and the relative gradient norm are below tol"
@@ -60,7 +58,7 @@ class Result:
         Per batch element, whether it reached the requested accuracy.
     """
 
-    point: Factors
+    point: Any
     fun: Any
     nit: int
     status: Status

@@ -20,7 +20,7 @@ __all__ = ["solve"]
 # A loss this many times the larger of its start and the data norm counts as divergence.
 GROWTH = 1e8
 # Iterations without any lower loss after which a solve has stalled.
-PATIENCE = 50
+PATIENCE = 100
 TINY = float(np.finfo(float).tiny)
 
 
@@ -48,7 +48,8 @@ def solve(
         Most iterations.
     tol : float
         Stop when the decrease of the loss, relative to the first loss, and the gradient norm, relative to the
-        first, are both at most ``tol``; 0 never stops early except at an exact zero.
+        first, are both at most ``tol`` (at least eight machine epsilons of the data); 0 never stops early
+        except at a residual of rounding level.
     callback : callable, optional
         ``callback(iteration, point, loss)`` after every iteration; a true return value stops the solve.
     progress : bool
@@ -108,7 +109,9 @@ class _Run:
         self.batched = loss.ndim > 0
         self.first_loss = np.maximum(loss, TINY)
         self.bound = GROWTH * np.maximum(loss, 0.5 * self.problem.scale)
-        self.floor = 0.5 * self.problem.scale * (4 * float(np.finfo(loss.dtype).eps)) ** 2
+        precision = float(np.finfo(loss.dtype).eps)
+        self.floor = 0.5 * self.problem.scale * (4 * precision) ** 2
+        self.tol = max(self.tol, 8 * precision) if self.tol else 0.0
         self.done = self.good = np.zeros(loss.shape, bool)
         if not self.batched:
             loss, self.first_loss, self.bound = float(loss), float(self.first_loss), float(self.bound)
@@ -141,7 +144,7 @@ class _Run:
             return None
         if gradient <= self.tol * self.first_gradient and abs(previous - loss) <= self.tol * self.first_loss:
             return Status.CONVERGED
-        return self._stalled(loss < self.best * (1 - 1e-9), min(loss, self.best))
+        return self._stalled(loss < self.best * (1 - 1e-12), min(loss, self.best))
 
     def _verdict_batch(self, previous: np.ndarray, loss: np.ndarray, gradient: np.ndarray) -> Status | None:
         """The end of the run once every element has converged or diverged."""
@@ -151,7 +154,7 @@ class _Run:
         self.done = self.done | finished
         if self.done.all():
             return Status.CONVERGED if self.good.all() else Status.DIVERGED
-        better = (loss < self.best * (1 - 1e-9)) & ~self.done
+        better = (loss < self.best * (1 - 1e-12)) & ~self.done
         return self._stalled(bool(better.any()), np.minimum(loss, self.best)) if self.tol else None
 
     def _stalled(self, better: bool, best: Any) -> Status | None:

@@ -180,7 +180,12 @@ def RiemannianCG(step_size: Any = "auto", retraction: str = "projection") -> Des
     Source: :cite:`vandereycken2013lrgeomcg`.
     """
     return Descent(
-        Conjugate(Scaled()), (parse_step(step_size),), "all", _retraction(retraction), "RiemannianCG", FixedRank
+        Conjugate(Scaled()),
+        (parse_step(step_size),),
+        "all",
+        _retraction(retraction),
+        "RiemannianCG",
+        FixedRank,
     )
 
 
@@ -237,7 +242,18 @@ def ALS(ridge: float | str = "auto", rebalance: bool = True) -> AlternatingLeast
 SOLVERS: dict[str, Any] = {
     f.__name__: f
     for f in (
-        GD, AltGD, ScaledGD, AltScaledGD, ScaledCG, PrecGD, RefLoRA, RefLoRAScalar, LoRAPro,
-        RiemannianGD, RiemannianCG, LandingGD, ALS,
+        GD,
+        AltGD,
+        ScaledGD,
+        AltScaledGD,
+        ScaledCG,
+        PrecGD,
+        RefLoRA,
+        RefLoRAScalar,
+        LoRAPro,
+        RiemannianGD,
+        RiemannianCG,
+        LandingGD,
+        ALS,
     )
 }

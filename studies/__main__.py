@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("names", nargs="*", metavar="NAME", help="studies to run")
     run.add_argument("--all", action="store_true", help="run every study")
     run.add_argument("--quick", action="store_true", help="run the reduced grids")
-    run.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="parallel workers, -1 for all cores (default: 1)"
-    )
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="parallel workers, -1 for all cores (default: 1)")
     run.add_argument("--backend", choices=BACKENDS, default="loky", help="joblib backend (default: loky)")
     _add(
         commands,
@@ -82,9 +80,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
     command.set_defaults(action=action)
-    command.add_argument(
-        "--root", type=Path, metavar="DIR", help="folder that holds the studies (default: built in)"
-    )
+    command.add_argument("--root", type=Path, metavar="DIR", help="folder that holds the studies (default: built in)")
     if out:
         command.add_argument(
             "--out",
@@ -121,9 +117,7 @@ def _run(options: argparse.Namespace) -> int:
     loaded = [load(name, options.root) for name in wanted]
     failures = []
     for study in loaded:
-        outcome = execute_study(
-            study, options.out, quick=options.quick, jobs=options.jobs, backend=options.backend
-        )
+        outcome = execute_study(study, options.out, quick=options.quick, jobs=options.jobs, backend=options.backend)
         failures += outcome.failures
     code = _show(_sections(options, wanted), options.out)
     if failures:
@@ -139,11 +133,7 @@ def _publish(options: argparse.Namespace) -> int:
     sections = _sections(options)
     code = _show(sections, options.out)
     for section in sections:
-        partial = (
-            ""
-            if len(section.rows) == section.total
-            else f" (only {len(section.rows)} of {section.total} cells)"
-        )
+        partial = "" if len(section.rows) == section.total else f" (only {len(section.rows)} of {section.total} cells)"
         target = publish(section, options.out)
         print(f"published {section.study.name}{' (quick grid)' if section.quick else ''}{partial}: {target}")
     return code

@@ -79,10 +79,7 @@ def code_hash(path: Path) -> str:
         raise ConfigError(f"{path}: cannot be read as Python: {error}") from error
     tree.body = [node for node in tree.body if not _reports(node)]
     for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
-            and ast.get_docstring(node) is not None
-        ):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 

@@ -59,9 +59,7 @@ class Expectation:
     def parse(cls, text: str, tolerance: float | None = None) -> Expectation:
         """Read an expectation; raises ValueError with the accepted forms."""
         if tolerance is not None and not text.strip().startswith("=="):
-            raise ValueError(
-                f"tolerance: got {tolerance!r} with expect {text!r}; only '==' takes a tolerance"
-            )
+            raise ValueError(f"tolerance: got {tolerance!r} with expect {text!r}; only '==' takes a tolerance")
         if match := _SIMPLE.fullmatch(text):
             bound, slack = float(match[2]), tolerance or 0.0
             shown = f"{match[1]} {match[2]}" + (f" +- {tolerance:g}" if tolerance else "")
@@ -71,9 +69,7 @@ class Expectation:
             if low > high:
                 raise ValueError(f"expect: got {text!r}, an empty interval; write the smaller number first")
             return cls(f"between {match[1]} and {match[2]}", "between", low, high)
-        raise ValueError(
-            f"expect: got {text!r}; write '<= 15', '< 1', '>= 2', '> 0', '== 3' or 'between 0.4 and 0.6'"
-        )
+        raise ValueError(f"expect: got {text!r}; write '<= 15', '< 1', '>= 2', '> 0', '== 3' or 'between 0.4 and 0.6'")
 
     def holds(self, value: float) -> bool:
         """Whether one value satisfies the inequality."""
@@ -128,9 +124,7 @@ def judge(claim: Claim, measures: Mapping[str, Any], note: str = "") -> Verdict:
     """Decide one claim from what a study measured; `note` says when only part of the rows was there."""
     if claim.measure not in measures:
         known = ", ".join(map(str, measures)) or "none"
-        return Verdict(
-            claim, NOT_EVALUATED, reason=f"measure {claim.measure!r} is missing; measured: {known}"
-        )
+        return Verdict(claim, NOT_EVALUATED, reason=f"measure {claim.measure!r} is missing; measured: {known}")
     try:
         values = tuple(float(v) for v in np.asarray(measures[claim.measure], dtype=float).ravel())
     except (TypeError, ValueError) as error:

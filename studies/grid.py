@@ -55,9 +55,7 @@ class Grid:
         _check_known("quick.skip", skip, self.parts)
         for part, table in parts.items():
             _check_known(f"quick.grid.{part}", table, self.parts[part])
-        kept = {
-            part: {**table, **parts.get(part, {})} for part, table in self.parts.items() if part not in skip
-        }
+        kept = {part: {**table, **parts.get(part, {})} for part, table in self.parts.items() if part not in skip}
         return Grid({**self.fixed, **fixed}, kept)
 
 
@@ -94,13 +92,9 @@ def _check_axis(where: str, key: str, value: Any) -> None:
 
 def _check_value(where: str, key: str, value: Any) -> None:
     if key == "part":
-        raise ValueError(
-            f"{where}: the name 'part' is taken, every cell carries the name of its part; rename the key"
-        )
+        raise ValueError(f"{where}: the name 'part' is taken, every cell carries the name of its part; rename the key")
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, list):
             _check_value(where, key, item)
         elif not isinstance(item, bool | int | float | str) or (isinstance(item, float) and math.isnan(item)):
-            raise ValueError(
-                f"{where}: got {item!r}; a value is a number, a string, a boolean or a list of these"
-            )
+            raise ValueError(f"{where}: got {item!r}; a value is a number, a string, a boolean or a list of these")

@@ -54,9 +54,7 @@ def _claims(sections: Sequence[Section]) -> str:
     body = []
     for section in sections:
         anchor = escape(section.study.name, quote=True)
-        body.append(
-            f'<tr class="group"><th colspan="5"><a href="#{anchor}">{_text(section.study.config.title)}</a>'
-        )
+        body.append(f'<tr class="group"><th colspan="5"><a href="#{anchor}">{_text(section.study.config.title)}</a>')
         body.append(f"{_quick(section)}</th></tr>")
         body += [_claim(verdict) for verdict in section.verdicts]
     heads = "".join(f"<th>{name}</th>" for name in ("Claim", "Source", "Expected", "Measured", "Verdict"))
@@ -105,9 +103,7 @@ def _study(section: Section) -> str:
     chips = " ".join(_chip(status, count) for status, count in counts.items() if count)
     tables = "".join(f"<h3>{_text(name)}</h3>{_table(rows)}" for name, rows in section.tables.items())
     figures = "".join(_figure(section.study.name, name, picture) for name, picture in section.figures.items())
-    problems = "".join(
-        f'<pre class="problem">{_text(text.splitlines()[0])}</pre>' for text in section.problems
-    )
+    problems = "".join(f'<pre class="problem">{_text(text.splitlines()[0])}</pre>' for text in section.problems)
     return (
         f'<section id="{anchor}"><h2>{_text(config.title)}{_quick(section)}</h2>'
         f'<p class="byline"><code>{_text(section.study.name)}</code> &middot; {_text(config.source)}</p>'
@@ -137,9 +133,7 @@ def _grid(section: Section) -> str:
 
 def _axis(values: Any) -> str:
     shown = [str(value) for value in (values if isinstance(values, list) else [values])]
-    return (
-        ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:3])}, \u2026, {shown[-1]} ({len(shown)})"
-    )
+    return ", ".join(shown) if len(shown) <= 8 else f"{', '.join(shown[:3])}, \u2026, {shown[-1]} ({len(shown)})"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -169,16 +163,10 @@ def _footer(sections: Sequence[Section], command: str) -> str:
         "Command": [command],
         "Made": [made],
         "Commit of the rows": _distinct(sections, "commit", str),
-        "Machine": _distinct(
-            sections, "machine", lambda m: f"{m['cpu']}, {m['cores']} cores, {m['platform']}"
-        ),
-        "Versions": _distinct(
-            sections, "versions", lambda v: ", ".join(f"{key} {text}" for key, text in v.items())
-        ),
+        "Machine": _distinct(sections, "machine", lambda m: f"{m['cpu']}, {m['cores']} cores, {m['platform']}"),
+        "Versions": _distinct(sections, "versions", lambda v: ", ".join(f"{key} {text}" for key, text in v.items())),
     }
-    items = "".join(
-        f"<dt>{key}</dt><dd>{'<br>'.join(map(_text, values)) or '-'}</dd>" for key, values in facts.items()
-    )
+    items = "".join(f"<dt>{key}</dt><dd>{'<br>'.join(map(_text, values)) or '-'}</dd>" for key, values in facts.items())
     return f"<footer><h2>How this was made</h2><dl>{items}</dl></footer>"
 
 

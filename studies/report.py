@@ -100,9 +100,7 @@ def _rows(study: Study, folder: Path) -> tuple[bool, tuple[Row, ...]]:
 
 def _verdicts(study: Study, flat: list[dict[str, Any]], count: int, total: int) -> tuple[Verdict, ...]:
     note = "" if count == total else f"judged on {count} of {total} cells"
-    measures, reason = (
-        _measure(study, flat) if count else ({}, "no rows of this grid and code are stored; run it")
-    )
+    measures, reason = _measure(study, flat) if count else ({}, "no rows of this grid and code are stored; run it")
     if reason:
         return tuple(Verdict(claim, NOT_EVALUATED, reason=reason) for claim in study.config.claims)
     return tuple(judge(claim, measures, note) for claim in study.config.claims)
@@ -123,9 +121,7 @@ def _attempt(action: Any, what: str, problems: list[str]) -> Any:
     try:
         return action()
     except Exception as error:
-        problems.append(
-            f"{what} could not be made: {type(error).__name__}: {error}\n{traceback.format_exc()}"
-        )
+        problems.append(f"{what} could not be made: {type(error).__name__}: {error}\n{traceback.format_exc()}")
         return None
 
 
@@ -144,9 +140,7 @@ def _draw(study: Study, flat: list[dict[str, Any]], folder: Path) -> dict[str, P
 def _tabulate(study: Study, flat: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     make = vars(study.module).get("tables")
     tables = make(flat) if make else {}
-    if not isinstance(tables, Mapping) or not all(
-        isinstance(row, Mapping) for rows in tables.values() for row in rows
-    ):
+    if not isinstance(tables, Mapping) or not all(isinstance(row, Mapping) for rows in tables.values() for row in rows):
         raise TypeError("tables returned something else than a dict of lists of dicts")
     return {str(name): [dict(row) for row in rows] for name, rows in tables.items()}
 

@@ -75,9 +75,7 @@ def run_study(
     return flatten(outcome.rows)
 
 
-def execute_study(
-    study: Study, out: Path, *, quick: bool = False, jobs: int = 1, backend: str = "loky"
-) -> Outcome:
+def execute_study(study: Study, out: Path, *, quick: bool = False, jobs: int = 1, backend: str = "loky") -> Outcome:
     """Run the cells of a study that are not stored under `out`; raises Interrupted on Ctrl-C."""
     store, cells, start = Store(out / study.name), study.cells(quick), time.perf_counter()
     with pool(backend, jobs), store.exclusive():
@@ -91,8 +89,7 @@ def execute_study(
         except KeyboardInterrupt as error:
             saved = len(cells.keys() & store.load().keys())
             raise Interrupted(
-                f"interrupted: {saved} of {len(cells)} rows of {study.name} are saved; "
-                "the same command resumes"
+                f"interrupted: {saved} of {len(cells)} rows of {study.name} are saved; the same command resumes"
             ) from error
         store.compact()
         stored = store.load()
@@ -196,9 +193,7 @@ def _checked(result: Any, cell: Cell) -> Any:
             raise TypeError(f"run returned {type(entry).__name__}; return a dict, or a list of dicts")
         clash = [key for key in entry.keys() & cell.keys() if entry[key] != cell[key]]
         if clash:
-            raise ValueError(
-                f"run returned {', '.join(sorted(clash))} with other values than the cell; rename them"
-            )
+            raise ValueError(f"run returned {', '.join(sorted(clash))} with other values than the cell; rename them")
     return plain
 
 
@@ -214,9 +209,7 @@ def _plain(value: Any, where: str) -> Any:
             if not isinstance(key, str):
                 raise TypeError(f"{where}: the key {key!r} is not a string")
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    raise TypeError(
-        f"{where}: got {type(value).__name__}; return numbers, strings, lists, dicts or NumPy arrays"
-    )
+    raise TypeError(f"{where}: got {type(value).__name__}; return numbers, strings, lists, dicts or NumPy arrays")
 
 
 def _say(text: str) -> None:

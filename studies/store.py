@@ -79,9 +79,7 @@ class Store:
             self.workers.mkdir(parents=True, exist_ok=True)
             handle = open(self.folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115
         except OSError as error:
-            raise ConfigError(
-                f"{self.folder}: cannot be written: {error.strerror}; choose another --out"
-            ) from error
+            raise ConfigError(f"{self.folder}: cannot be written: {error.strerror}; choose another --out") from error
         with handle:
             if fcntl is not None:
                 try:

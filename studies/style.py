@@ -153,16 +153,12 @@ def band(axes: Axes, x: Sequence[float], values: Any, name: str, entry: Line | N
     data = np.atleast_2d(np.asarray(values, dtype=float))
     entry = entry or line(name)
     axes.plot(x, np.nanmedian(data, axis=0), label=name, markevery=max(1, len(x) // 12), **entry.kwargs)
-    axes.fill_between(
-        x, np.nanmin(data, axis=0), np.nanmax(data, axis=0), color=entry.color, alpha=0.15, linewidth=0
-    )
+    axes.fill_between(x, np.nanmin(data, axis=0), np.nanmax(data, axis=0), color=entry.color, alpha=0.15, linewidth=0)
 
 
 def title(fig: Figure, default: str) -> str:
     """The heading of a figure, else the title of its first titled axes, else the default."""
-    return next(
-        (text for text in (fig.get_suptitle(), *(axes.get_title() for axes in fig.axes)) if text), default
-    )
+    return next((text for text in (fig.get_suptitle(), *(axes.get_title() for axes in fig.axes)) if text), default)
 
 
 def save(fig: Figure, folder: Path, name: str) -> None:

@@ -22,9 +22,7 @@ def shorten(text: str, width: int) -> str:
 
 def columns(row: Sequence[str], widths: Sequence[int]) -> str:
     """One line with aligned columns; cells that do not fit are shortened."""
-    return "  ".join(
-        f"{shorten(cell, width):<{width}}" for cell, width in zip(row, widths, strict=True)
-    ).rstrip()
+    return "  ".join(f"{shorten(cell, width):<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def claims_table(sections: Sequence[Section]) -> str:
@@ -37,14 +35,10 @@ def claims_table(sections: Sequence[Section]) -> str:
             claim, *rest = _cells(verdict)
             # An identifier that does not fit gets a line of its own: it is never cut.
             lines += (
-                [columns((claim, *rest), widths)]
-                if len(claim) <= widths[0]
-                else [claim, columns(("", *rest), widths)]
+                [columns((claim, *rest), widths)] if len(claim) <= widths[0] else [claim, columns(("", *rest), widths)]
             )
             if verdict.status == NOT_EVALUATED:
-                lines += textwrap.wrap(
-                    verdict.reason, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
-                )
+                lines += textwrap.wrap(verdict.reason, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
 
@@ -64,8 +58,5 @@ def _cells(verdict: Verdict) -> tuple[str, str, str, str]:
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
     """Natural widths up to a limit; the first column gives way when the line is too long."""
-    natural = [
-        min(limit, max(map(len, cells)))
-        for limit, cells in zip(_WIDEST, zip(*rows, strict=True), strict=True)
-    ]
+    natural = [min(limit, max(map(len, cells))) for limit, cells in zip(_WIDEST, zip(*rows, strict=True), strict=True)]
     return [min(natural[0], WIDTH - sum(natural[1:]) - 2 * len(natural[1:])), *natural[1:]]

@@ -99,10 +99,9 @@ def _scaled(problem: Any, form: Any, left: Any, right: Any) -> Any:
 def truncated_svd(a: Any, problem: Any, rank: int, rng: np.random.Generator) -> tuple[Any, Any, Any]:
     """Leading singular triplets of anything with ``@``: dense SVD when small, else block Krylov."""
     m, n = problem.shape
-    if isinstance(a, np.ndarray) or xp.is_torch(a):
-        if min(m, n) <= 500:
-            u, s, vh = xp.namespace(a).linalg.svd(a, full_matrices=False)
-            return u[..., :rank], s[..., :rank], xp.adjoint(vh[..., :rank, :])
+    if (isinstance(a, np.ndarray) or xp.is_torch(a)) and min(m, n) <= 500:
+        u, s, vh = xp.namespace(a).linalg.svd(a, full_matrices=False)
+        return u[..., :rank], s[..., :rank], xp.adjoint(vh[..., :rank, :])
     width = min(rank + 8, min(m, n))
     y = a @ normal(problem, (n, width), rng)
     basis = [xp.orthonormalize(y)]

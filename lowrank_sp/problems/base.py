@@ -36,7 +36,7 @@ class LeastSquares(ABC):
     truth: Any
     scale: float
     data_ndim: ClassVar[int]
-    refresh: ClassVar[int] = 20
+    refresh: int = 20
 
     @abstractmethod
     def measure(self, *sums: Sequence[Factors]) -> list[Any]:
@@ -66,7 +66,7 @@ class LeastSquares(ABC):
         """``1/2 || residual ||^2``."""
         return 0.5 * self.inner(residual, residual)
 
-    def gradient(self, point: Factors) -> Factors:
+    def gradient(self, point: Factors) -> Any:
         """Gradient in the factors at ``point``."""
         return point.pullback(self.backproject(self.residual(point)))
 
@@ -97,10 +97,10 @@ def relative_error(point: Factors, truth: Any) -> Any:
     return _product_norm(x, y, u, v) / _product_norm(u, v)
 
 
-def _product_norm(x: Array, y: Array, u: Array | None = None, v: Array | None = None) -> Any:
+def _product_norm(x: Array, y: Array, u: Any = None, v: Any = None) -> Any:
     """Frobenius norm of ``x y^H - u v^H``."""
     backend = xp.namespace(x, y)
-    if u is not None and v is not None:
+    if u is not None:
         batch = x.shape[:-2]
         u, v = (backend.broadcast_to(a, (*batch, *a.shape[-2:])) for a in (u, v))
         x, y = backend.concatenate((x, u), -1), backend.concatenate((y, -v), -1)

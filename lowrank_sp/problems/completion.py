@@ -115,7 +115,7 @@ class MatrixCompletion(LeastSquares):
     def like(self):
         return self.data
 
-    def error(self, point, residual=None):
+    def error(self, point, residual=None) -> Any:
         return None if self.truth is None else relative_error(point, self.truth)
 
     def solve_block(self, point, gradient, index, ridge):

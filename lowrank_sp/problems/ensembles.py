@@ -11,7 +11,14 @@ from .. import xp
 from ..factors import Factors
 from .checks import LinearMap, as_data, check_shape
 
-__all__ = ["DenseEnsemble", "Ensemble", "RankOneEnsemble", "SubsampledOrthogonal", "WrappedOperator", "as_ensemble"]
+__all__ = [
+    "DenseEnsemble",
+    "Ensemble",
+    "RankOneEnsemble",
+    "SubsampledOrthogonal",
+    "WrappedOperator",
+    "as_ensemble",
+]
 
 Array = Any
 
@@ -211,7 +218,9 @@ class SubsampledOrthogonal(Ensemble):
         return list(self.gain * self._transform(stacked * self.signs)[..., self.kept])
 
     def adjoint(self, y):
-        full = y.new_zeros((*y.shape[:-1], self.size)) if xp.is_torch(y) else np.zeros((*y.shape[:-1], self.size), y.dtype)
+        full = (
+            y.new_zeros((*y.shape[:-1], self.size)) if xp.is_torch(y) else np.zeros((*y.shape[:-1], self.size), y.dtype)
+        )
         full[..., self.kept] = y
         w = self.gain * self._inverse(full) * self.signs
         return w.reshape(*y.shape[:-1], *self.shape)
@@ -251,7 +260,8 @@ def as_ensemble(operator: Any, shape: tuple[int, int]) -> Ensemble:
         if matrices.ndim == 2:
             if matrices.shape[1] != shape[0] * shape[1]:
                 raise ValueError(
-                    f"operator has rows of length {matrices.shape[1]}, but shape {shape} has {shape[0] * shape[1]} entries"
+                    f"operator has rows of length {matrices.shape[1]}, but shape {shape} has "
+                    f"{shape[0] * shape[1]} entries"
                 )
             matrices = matrices.reshape(-1, *shape)
         ensemble = DenseEnsemble(matrices)

@@ -98,7 +98,7 @@ class MatrixFactorization(LeastSquares):
     def solve_block(self, point, gradient, index, ridge):
         return block_cgls(self, point, gradient, index, ridge)
 
-    def error(self, point, residual=None):
+    def error(self, point, residual=None) -> Any:
         if self.truth is None:
             return None
         if self.noiseless:

@@ -65,7 +65,7 @@ class MatrixSensing(LeastSquares):
     def like(self):
         return self.operator.like() + 0 * self.data.reshape(-1)[:1]
 
-    def error(self, point, residual=None):
+    def error(self, point, residual=None) -> Any:
         return None if self.truth is None else relative_error(point, self.truth)
 
     def solve_block(self, point, gradient, index, ridge):

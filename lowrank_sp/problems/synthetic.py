@@ -14,13 +14,26 @@ from .ensembles import DenseEnsemble, Ensemble, RankOneEnsemble, SubsampledOrtho
 from .factorization import MatrixFactorization
 from .sensing import MatrixSensing
 
-__all__ = ["completion", "factorization", "gaussian_ensemble", "low_rank", "rank_one_ensemble", "sensing",
-           "subsampled_ensemble"]
+__all__ = [
+    "completion",
+    "factorization",
+    "gaussian_ensemble",
+    "low_rank",
+    "rank_one_ensemble",
+    "sensing",
+    "subsampled_ensemble",
+]
 
 
 def low_rank(
-    m: int, n: int, rank: int, condition_number: float = 1.0, seed: Any = None, symmetric: bool = False,
-    spectrum: Any = None, dtype: Any = np.float64,
+    m: int,
+    n: int,
+    rank: int,
+    condition_number: float = 1.0,
+    seed: Any = None,
+    symmetric: bool = False,
+    spectrum: Any = None,
+    dtype: Any = np.float64,
 ) -> BurerMonteiro:
     """A balanced random matrix of exact rank with singular values from 1 down to ``1 / condition_number``.
 
@@ -68,7 +81,13 @@ def _noise(rng: np.random.Generator, clean: np.ndarray, level: float) -> np.ndar
 
 
 def factorization(
-    m: int, n: int, rank: int, condition_number: float = 1.0, noise: float = 0.0, seed: Any = None, **kwargs: Any
+    m: int,
+    n: int,
+    rank: int,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    seed: Any = None,
+    **kwargs: Any,
 ) -> MatrixFactorization:
     """A dense target ``truth + noise``; ``noise`` is relative to the Frobenius norm of the truth.
 
@@ -100,12 +119,23 @@ def subsampled_ensemble(count: int, m: int, n: int, rng: np.random.Generator) ->
     return SubsampledOrthogonal(signs, np.sort(rng.permutation(m * n)[:count]), (m, n))
 
 
-ENSEMBLES = {"gaussian": gaussian_ensemble, "rank-one": rank_one_ensemble, "subsampled-orthogonal": subsampled_ensemble}
+ENSEMBLES = {
+    "gaussian": gaussian_ensemble,
+    "rank-one": rank_one_ensemble,
+    "subsampled-orthogonal": subsampled_ensemble,
+}
 
 
 def sensing(
-    m: int, n: int, rank: int, measurements: int | None = None, condition_number: float = 1.0, noise: float = 0.0,
-    seed: Any = None, ensemble: str | Ensemble = "gaussian", **kwargs: Any,
+    m: int,
+    n: int,
+    rank: int,
+    measurements: int | None = None,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    seed: Any = None,
+    ensemble: str | Ensemble = "gaussian",
+    **kwargs: Any,
 ) -> MatrixSensing:
     """Linear measurements of a low-rank truth.
 
@@ -125,18 +155,27 @@ def sensing(
     count = 6 * rank * (m + n - rank) if measurements is None else int(measurements)
     if count < 1:
         raise ValueError(f"measurements must be at least 1, got {count}")
-    if isinstance(ensemble, str):
-        if ensemble not in ENSEMBLES:
-            raise ValueError(f"ensemble must be one of {sorted(ENSEMBLES)} or an Ensemble, got {ensemble!r}")
-        ensemble = ENSEMBLES[ensemble](count, m, n, second)
-    clean = ensemble.measure([[truth]])[0]
+    chosen = ensemble if isinstance(ensemble, Ensemble) else _ensemble(ensemble)(count, m, n, second)
+    clean = chosen.measure([[truth]])[0]
     data = clean + _noise(second, clean, noise) if noise else clean
-    return MatrixSensing(ensemble, data, (m, n), truth)
+    return MatrixSensing(chosen, data, (m, n), truth)
+
+
+def _ensemble(name: str) -> Any:
+    if name not in ENSEMBLES:
+        raise ValueError(f"ensemble must be one of {sorted(ENSEMBLES)} or an Ensemble, got {name!r}")
+    return ENSEMBLES[name]
 
 
 def completion(
-    m: int, n: int, rank: int, observed: float = 0.3, condition_number: float = 1.0, noise: float = 0.0,
-    seed: Any = None, **kwargs: Any,
+    m: int,
+    n: int,
+    rank: int,
+    observed: float = 0.3,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    seed: Any = None,
+    **kwargs: Any,
 ) -> MatrixCompletion:
     """Uniformly sampled entries of a low-rank truth.
 

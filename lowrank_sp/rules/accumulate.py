@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import xp
-from ..coverage import covers
 from ..factors import ByFactor
-from .base import Plain, Rule
+from .base import Rule
 
 __all__ = ["Adam", "Conjugate", "Momentum"]
 
@@ -52,7 +51,8 @@ class Adam(Rule):
     """Adam with bias correction; elementwise, so it breaks gauge equivariance whatever comes before it.
 
     It needs arrays that keep their meaning from step to step: the bases of a `FixedRank` point are new after
-    every retraction, and squares accumulated in the old ones say nothing about them. Source: :cite:`kingma2015adam`.
+    every retraction, and squares accumulated in the old ones say nothing about them.
+    Source: :cite:`kingma2015adam`.
     """
 
     decay: float = 0.9
@@ -78,7 +78,6 @@ class Adam(Rule):
         return count, old.transport(new, first), second
 
 
-@covers("O11")
 @dataclass(frozen=True)
 class Conjugate(Rule):
     """Nonlinear conjugate gradients over the directions of another rule, with its metric.
@@ -90,7 +89,7 @@ class Conjugate(Rule):
     Source: :cite:`hestenes1952cg`; on manifolds :cite:`vandereycken2013lrgeomcg`.
     """
 
-    rule: Rule = Plain()
+    rule: Rule
     threshold: float = 1e-4
 
     @property

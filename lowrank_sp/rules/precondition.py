@@ -183,5 +183,3 @@ class Horizontal(Rule):
 
     def carry(self, state, old, new):
         return state
-
-

@@ -79,8 +79,7 @@ def parse_step(step_size: Any, auto: Search | None = None) -> Search:
     if isinstance(step_size, (int, float)) and not isinstance(step_size, bool):
         return Constant(float(step_size))
     raise ValueError(
-        f'step_size must be "auto", a positive number or a step policy such as ExactLineSearch(), '
-        f"got {step_size!r}"
+        f'step_size must be "auto", a positive number or a step policy such as ExactLineSearch(), got {step_size!r}'
     )
 
 
@@ -211,7 +210,11 @@ def _orthogonality_polynomial(point: Any, move: Move) -> np.ndarray:
             x, d = point.arrays()[i], move.direction.arrays()[i]
             cross = xp.adjoint(x) @ d
             p = xp.gram(x)
-            terms = [p - xp.asarray_like(xp.namespace(p).eye(p.shape[-1]), p), -(cross + xp.adjoint(cross)), xp.gram(d)]
+            terms = [
+                p - xp.asarray_like(xp.namespace(p).eye(p.shape[-1]), p),
+                -(cross + xp.adjoint(cross)),
+                xp.gram(d),
+            ]
             total = total + _loss_polynomial([[xp.inner(a, b) for b in terms[: k + 1]] for k, a in enumerate(terms)])
     return total
 

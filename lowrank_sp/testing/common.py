@@ -74,9 +74,7 @@ def settle(point: Any) -> Any:
     return type(point)(*[space.retract(a, 0 * a, 0.0) for space, a in parts])
 
 
-def random_point(
-    form: Any, shape: tuple[int, int], rank: int, rng: Any, dtype: Any, batch: tuple = ()
-) -> Any:
+def random_point(form: Any, shape: tuple[int, int], rank: int, rng: Any, dtype: Any, batch: tuple = ()) -> Any:
     """A NumPy point of the form, complex for a complex ``dtype``."""
     point = form.random(shape, rank, rng, batch)
     if np.dtype(dtype).kind == "c":

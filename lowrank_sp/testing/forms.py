@@ -55,11 +55,11 @@ def check_parameterization(
 ) -> None:
     """Check that a form keeps what `lowrank_sp.factors.Factors` promises.
 
-    The dense matrix is the oracle: ``apply``, ``entries`` and ``product`` agree with it, the differential with
-    its difference quotient, the expansion with its values on a line; the adjoint passes the dot test; ``whiten``
-    solves the normal equations built from unit vectors (for `Multilinear` forms; it is symmetric positive
-    definite for others); the gauge group leaves the matrix alone; projection, retraction and transport fit
-    together; a batch gives the same as its elements, and torch the same as NumPy.
+    The dense matrix is the oracle: ``apply``, ``entries`` and ``product`` agree with it, the differential
+    with its difference quotient, the expansion with its values on a line; the adjoint passes the dot test;
+    ``whiten`` solves the normal equations built from unit vectors (for `Multilinear` forms; it is symmetric
+    positive definite for others); the gauge group leaves the matrix alone; projection, retraction and
+    transport fit together; a batch gives the same as its elements, and torch the same as NumPy.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def _case(form: Any, shape: Any, rank: int, dtype: Any, batch: Any, rng: Any, to
 
 
 def _moved(case: _Case, t: float) -> Any:
-    """The point after a time ``t`` on a smooth curve that starts along the tangent vector (or any direction)."""
+    """The point after a time ``t`` on a smooth curve along the tangent vector (or any direction)."""
     if isinstance(case.point, ByFactor):
         return case.point + case.direction.scale(t)
     return case.point.retract(case.tangent, -t)
@@ -147,9 +147,7 @@ def _check_batch(c: _Case) -> None:
 
 def _check_forward(c: _Case) -> None:
     dense = c.point.dense()
-    require(
-        tuple(dense.shape) == (*c.batch, *c.point.shape), f"{c.name}: dense has shape {tuple(dense.shape)}"
-    )
+    require(tuple(dense.shape) == (*c.batch, *c.point.shape), f"{c.name}: dense has shape {tuple(dense.shape)}")
     require_close(c.point.apply(c.x), c.x @ dense.mT, f"{c.name}: apply is x F(x)^T", c.tol)
     expected = dense[..., c.rows, c.cols]
     require_close(c.point.entries(c.rows, c.cols), expected, f"{c.name}: entries of dense", c.tol)
@@ -182,9 +180,7 @@ def _check_differential(c: _Case) -> None:
     image = c.point.pushforward(velocity)
     require_close(image, quotient, f"{c.name}: pushforward is the derivative of dense", 1e-6)
     pulled = c.point.pullback(c.g)
-    require_close(
-        velocity.inner(pulled), xp.inner(image, c.g), f"{c.name}: dot test <DF[t], G> = <t, DF*[G]>", c.tol
-    )
+    require_close(velocity.inner(pulled), xp.inner(image, c.g), f"{c.name}: dot test <DF[t], G> = <t, DF*[G]>", c.tol)
     for i, array in enumerate(pulled.arrays()):
         label = f"{c.name}: partial {i} ({c.point.names[i]}) is that block of pullback"
         require_close(c.point.partial(i, c.g), array, label, c.tol)
@@ -197,10 +193,7 @@ def _check_expansion(c: _Case) -> None:
     for wrt in {every, *((i,) for i in every)}:
         still = c.direction.map(lambda a: 0 * a)
         moves = type(still)(
-            *[
-                d if i in wrt else z
-                for i, (d, z) in enumerate(zip(c.direction.arrays(), still.arrays(), strict=True))
-            ]
+            *[d if i in wrt else z for i, (d, z) in enumerate(zip(c.direction.arrays(), still.arrays(), strict=True))]
         )
         orders = c.point.expansion(c.direction, wrt)
         for t in (-0.7, 1.3):
@@ -253,7 +246,7 @@ def _solve_block(point: Any, index: int, g: np.ndarray, damping: float) -> np.nd
     return (solution @ units.reshape(len(units), -1)).reshape(g.shape)
 
 
-def _real(a: np.ndarray) -> np.ndarray:
+def _real(a: Any) -> np.ndarray:
     return np.concatenate((a.real.reshape(-1), a.imag.reshape(-1)))
 
 

@@ -1,4 +1,4 @@
-"""The contract of a starting point: right shapes, library and type, finite, reproducible, and exact where said."""
+"""The contract of a starting point: shapes, library and type, finite, reproducible, exact where said."""
 
 from __future__ import annotations
 
@@ -61,15 +61,11 @@ def check_init(
     require(type(point) is form, f"{name}: returned a {type(point).__name__}")
     _check_arrays(problem, point, form.shapes(shape, rank), batch, name)
     require_close(settle(point), point, f"{name}: every factor lies on its space", tol)
-    require_close(
-        init(problem, form, rank, seed=seed), point, f"{name}: the same seed gives the same start", 0.0
-    )
-    residual = problem.residual(point)
+    require_close(init(problem, form, rank, seed=seed), point, f"{name}: the same seed gives the same start", 0.0)
+    residual: Any = problem.residual(point)
     require(tuple(residual.shape) == target.shape, f"{name}: the residual has shape {tuple(residual.shape)}")
     if exact:
-        require_close(
-            point.dense() + 0 * residual, target, f"{name}: solves the factorization at its exact rank", tol
-        )
+        require_close(point.dense() + 0 * residual, target, f"{name}: solves the factorization at its exact rank", tol)
 
 
 def _check_arrays(problem: Any, point: Any, shapes: Any, batch: tuple[int, ...], name: str) -> None:

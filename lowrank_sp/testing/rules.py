@@ -34,9 +34,9 @@ def check_rule(
 
     It is hashable and comparable; ``update`` and ``carry`` change none of their arguments; small steps lower
     the loss; a state stored as plain arrays and read back continues the same run; a batch gives the same as
-    its elements, and torch the same as NumPy. A rule that declares ``equivariant`` makes the matrix follow the
-    same path from a gauge-equivalent start, and one that does not makes it follow another on a
-    `BurerMonteiro` point. A form outside ``needs`` is refused with a ``TypeError`` that names what is needed.
+    its elements, and torch the same as NumPy. A rule that declares ``equivariant`` makes the matrix follow
+    the same path from a gauge-equivalent start, and one that does not makes it follow another on a
+    `BurerMonteiro` point. A form outside ``needs`` is refused with a ``TypeError`` that says what is needed.
 
     Parameters
     ----------
@@ -135,9 +135,7 @@ def _check_pure(rule: Any, problem: Any, point: Any, lr: float, name: str) -> No
     before = [_leaves(v) for v in (gradient, state, point)]
     direction, new_state = rule.update(gradient, state, point, problem.loss(residual))
     rule.carry(new_state, point, point.retract(direction, lr))
-    for what, old, value in zip(
-        ("gradient", "state", "point"), before, (gradient, state, point), strict=True
-    ):
+    for what, old, value in zip(("gradient", "state", "point"), before, (gradient, state, point), strict=True):
         same = all(np.array_equal(a, b) for a, b in zip(old, _leaves(value), strict=True))
         require(same, f"{name}: update must not change the {what} it is given")
 
@@ -148,9 +146,7 @@ def _check_descent(rule: Any, problem: Any, point: Any, lr: float, name: str) ->
     require((slope > 0).all(), f"{name}: the first direction does not descend, slope {slope}")
     end, _ = _run(rule, problem, point, 40, lr)
     losses = [xp.to_numpy(problem.loss(problem.residual(p))) for p in (point, end)]
-    require(
-        (losses[1] < losses[0]).all(), f"{name}: the loss went from {losses[0]} to {losses[1]} in 40 steps"
-    )
+    require((losses[1] < losses[0]).all(), f"{name}: the loss went from {losses[0]} to {losses[1]} in 40 steps")
 
 
 def _check_storage(rule: Any, problem: Any, point: Any, lr: float, name: str) -> None:
@@ -167,15 +163,11 @@ def _check_storage(rule: Any, problem: Any, point: Any, lr: float, name: str) ->
     require_close(again, whole, f"{name}: a stored state continues the same run", 1e-12)
 
 
-def _check_equivariance(
-    rule: Any, problem: Any, point: Any, lr: float, name: str, tol: float, rng: Any
-) -> None:
+def _check_equivariance(rule: Any, problem: Any, point: Any, lr: float, name: str, tol: float, rng: Any) -> None:
     turned = point.gauge(point.random_gauge(rng))
     ends = [_run(rule, problem, p, 10, lr)[0].dense() for p in (point, turned)]
     if rule.equivariant:
-        require_close(
-            ends[1], ends[0], f"{name}: declared equivariant, but the path depends on the gauge", tol
-        )
+        require_close(ends[1], ends[0], f"{name}: declared equivariant, but the path depends on the gauge", tol)
     elif isinstance(point, BurerMonteiro):
         gap = float(abs(ends[1] - ends[0]).max())
         require(gap > 1e-5, f"{name}: not declared equivariant, but the path does not depend on the gauge")
@@ -191,8 +183,6 @@ def _check_refusal(rule: Any) -> None:
                 check_needs(rule, point)
             except TypeError as error:
                 named = any(cls.__name__ in str(error) for cls in rule.needs)
-                require(
-                    named, f"{rule!r}: the refusal of {form.__name__} does not name what is needed: {error}"
-                )
+                require(named, f"{rule!r}: the refusal of {form.__name__} does not name what is needed: {error}")
             else:
                 raise AssertionError(f"{rule!r} must refuse a {form.__name__} point")

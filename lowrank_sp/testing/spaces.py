@@ -84,7 +84,7 @@ def _check_retraction(space: Any, x: Any, g: Any, name: str, tol: float) -> None
         gaps.append(abs(space.retract(x, g, lr) - (x - lr * tangent)).max())
     require(
         gaps[1] <= 0.02 * gaps[0] + tol,
-        f"{name}.retract is not first order: off the line by {gaps[0]:.1e} at step 1e-2, {gaps[1]:.1e} at 1e-3",
+        f"{name}.retract is not first order: off the line by {gaps[0]:.1e} at 1e-2, {gaps[1]:.1e} at 1e-3",
     )
 
 
@@ -98,6 +98,4 @@ def _batch_is_loop(space: Any, x: Any, g: Any, axes: int, name: str, tol: float)
 def _same_in(space: Any, x: Any, g: Any, library: str, name: str, tol: float) -> None:
     y, h = in_library(x, library), in_library(g, library)
     require_close(space.project(y, h), space.project(x, g), f"{name}.project in {library} and NumPy", tol)
-    require_close(
-        space.retract(y, h, 0.3), space.retract(x, g, 0.3), f"{name}.retract in {library} and NumPy", tol
-    )
+    require_close(space.retract(y, h, 0.3), space.retract(x, g, 0.3), f"{name}.retract in {library} and NumPy", tol)

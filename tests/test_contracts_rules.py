@@ -1,0 +1,104 @@
+"""Every registered update rule keeps the contract of `lowrank_sp.testing.check_rule` on all its forms."""
+
+from dataclasses import dataclass
+
+import pytest
+
+import lowrank_sp as lr
+from lowrank_sp.rules import PerFactor, Plain, Rule, Scaled, chain
+from lowrank_sp.testing import check_rule
+
+PAIRS = [
+    pytest.param(rule, form, id=f"{name}-{form.__name__}")
+    for name, rule in lr.RULES.items()
+    for form in lr.FORMS.values()
+    if issubclass(form, rule.needs)
+]
+
+
+@pytest.mark.covers("lowrank_sp.rules.precondition.*", "lowrank_sp.rules.accumulate.*")
+@pytest.mark.covers("lowrank_sp.rules.geometry.*")
+@pytest.mark.parametrize("batch", [(), (2,)], ids=["single", "batch"])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("rule, form", PAIRS)
+def test_contract(rule, form, library, batch):
+    check_rule(rule, form, library=library, batch=batch)
+
+
+@pytest.mark.parametrize("rule", lr.RULES.values(), ids=lr.RULES)
+def test_contract_in_complex_numbers(rule):
+    check_rule(rule, dtype="complex128")
+
+
+def test_contract_of_rules_with_settings():
+    check_rule(PerFactor((1.0, 4.0)))
+    check_rule(chain(Scaled(), PerFactor((1.0, 1.0)), Plain()))
+
+
+def test_per_factor_rates_must_match_the_form():
+    with pytest.raises(ValueError, match=r"rates has 3 entries.*left, right"):
+        check_rule(PerFactor((1.0, 1.0, 1.0)))
+
+
+@dataclass(frozen=True)
+class Drifting(Rule):
+    """Declares an equivariance that it lacks."""
+
+    equivariant = True
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        return grad, state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@dataclass(frozen=True)
+class Impure(Rule):
+    """Changes the gradient that it is given."""
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        grad.arrays()[0][...] *= 2
+        return grad, state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@dataclass(frozen=True)
+class Ascending(Rule):
+    """Goes uphill."""
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        return -grad, state
+
+    def carry(self, state, old, new):
+        return state
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [
+        (Drifting(), "depends on the gauge"),
+        (Impure(), "must not change the gradient"),
+        (Ascending(), "descend"),
+    ],
+    ids=["equivariance", "purity", "descent"],
+)
+def test_the_contract_notices_a_broken_rule(rule, message):
+    with pytest.raises(AssertionError, match=message):
+        check_rule(rule)
+
+
+def test_the_contract_refuses_what_is_not_a_rule():
+    with pytest.raises(AssertionError, match="not a"):
+        check_rule("scaled")

@@ -127,13 +127,18 @@ def _damped(p: Array, damping: Any) -> Array:
     if type(p) is np.ndarray and p.ndim == 2 and plain:
         p = np.array(p, order="C")  # so that ravel below is a view
         diagonal = p.ravel()[:: r + 1]
-        diagonal += max(float(diagonal.sum().real) * (relative / r) + tiny, damping)
+        diagonal += max(diagonal.dot(_ones(r)).real * (relative / r) + tiny, damping)
         return p
     xp = namespace(p)
     shift = xp.real(p.diagonal(0, -2, -1).sum(-1)) * (relative / r) + tiny
     if not (plain and damping == 0.0):
         shift = xp.maximum(shift, asarray_like(damping, shift))
     return p + expand(shift, 2) * _eye(p)
+
+
+@lru_cache(maxsize=256)
+def _ones(r: int) -> np.ndarray:
+    return np.ones(r)
 
 
 @lru_cache(maxsize=16)

@@ -84,13 +84,15 @@ class Conjugate(Rule):
 
     With ``g`` the gradient and ``s`` the direction of ``rule``: ``d = s + beta d_old`` and
     ``beta = max(0, (<g, s> - <g, s_old>) / <g_old, s_old>)`` (Polak-Ribiere+), restarted with ``d = s``
-    where ``<g, d> < threshold <g, s>``. Over `Scaled` this is ScaledCG, over `Plain` on a manifold
-    Riemannian CG; the line search must be exact or close to it.
+    where ``<g, d> < threshold <g, s>``, and where successive gradients overlap by more than ``overlap``
+    (Powell's restart, which keeps sparse completion out of far valleys). Over `Scaled` this is ScaledCG, over
+    `Plain` on a manifold Riemannian CG; the line search must be exact or close to it.
     Source: :cite:`hestenes1952cg`; on manifolds :cite:`vandereycken2013lrgeomcg`.
     """
 
     rule: Rule
     threshold: float = 1e-4
+    overlap: float = 0.2
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -110,7 +112,8 @@ class Conjugate(Rule):
         scaled = point.project(scaled)
         product = grad.inner(scaled)
         denominator = old_product + (old_product == 0)
-        beta = (product - grad.inner(old_scaled)) / denominator * (old_product > 0)
+        overlap = grad.inner(old_scaled)
+        beta = (product - overlap) / denominator * (old_product > 0) * (abs(overlap) <= self.overlap * product)
         beta = beta * (beta > 0)
         beta = beta * (product + beta * grad.inner(old_direction) > self.threshold * product)
         direction = scaled + old_direction.scale(beta)

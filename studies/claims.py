@@ -117,7 +117,7 @@ class Verdict:
             return f"NaN n={stats['n']}" if self.values else "nothing measured"
         if stats["n"] == 1:
             return f"{stats['median']:.4g} n=1"
-        return f"{stats['median']:.4g} [{stats['min']:.4g}, {stats['max']:.4g}] n={stats['n']}"
+        return f"{stats['median']:.3g} [{stats['min']:.3g}, {stats['max']:.3g}] n={stats['n']}"
 
 
 def judge(claim: Claim, measures: Mapping[str, Any], note: str = "") -> Verdict:

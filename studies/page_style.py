@@ -38,10 +38,11 @@ thead th { border-bottom: 2px solid var(--rule); font-weight: 600; white-space: 
 tbody td { border-bottom: 1px solid var(--rule); }
 tbody tr:nth-child(even) td { background: var(--zebra); }
 .group th { padding-top: 1.1rem; border-bottom: 1px solid var(--rule); }
-.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { font-variant-numeric: tabular-nums; }
 table:not(.claims) .number { text-align: right; }
 td small { display: block; font-size: .82rem; }
 .claims td:first-child { min-width: 17rem; }
+.claims td:nth-child(4) { min-width: 9.5rem; }
 .claims td:last-child { max-width: 15rem; overflow-wrap: anywhere; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; color: var(--soft); font-size: .92rem; }

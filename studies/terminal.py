@@ -12,7 +12,7 @@ __all__ = ["WIDTH", "claims_table", "columns", "shorten"]
 
 WIDTH = 100
 _HEADS = ("  claim", "expected", "measured", "verdict")
-_WIDEST = (WIDTH, 28, 38, 14)
+_WIDEST = (WIDTH, 22, 34, 14)
 
 
 def shorten(text: str, width: int) -> str:

@@ -1,20 +1,38 @@
 """lowrank_sp: low-rank factorization, sensing and completion, with the optimizers of LoRA."""
 
-from . import inits, metrics, spaces
-from .parameterizations import FORMS, SVD, BurerMonteiro, FixedRank, PoLAR, SymmetricBurerMonteiro
+from . import baselines, inits, metrics, spaces
+from .parameterizations import (
+    FORMS,
+    SVD,
+    BlockDiagonal,
+    BlockGrid,
+    BurerMonteiro,
+    Core,
+    DiagonalCore,
+    FixedRank,
+    Hadamard,
+    Kronecker,
+    LowRankPlusSparse,
+    PoLAR,
+    SymmetricBurerMonteiro,
+)
 from .problems import (
     DenseEnsemble,
+    HankelCompletion,
     MatrixCompletion,
     MatrixFactorization,
     MatrixSensing,
+    QuadraticEnsemble,
     RankOneEnsemble,
+    RobustPCA,
+    RobustSensing,
     SubsampledOrthogonal,
     synthetic,
 )
-from .recover import complete, factorize, sense
+from .recover import Separation, complete, factorize, phase_retrieval, robust_pca, sense
 from .result import Result, Status
 from .rules import RULES
-from .rules.step import Backtracking, BarzilaiBorwein, Constant, ExactLineSearch, Polyak
+from .rules.step import Backtracking, BarzilaiBorwein, Constant, ExactLineSearch, Geometric, Polyak
 from .solve import solve
 from .solvers import (
     ALS,
@@ -46,34 +64,50 @@ __all__ = [
     "AltScaledGD",
     "Backtracking",
     "BarzilaiBorwein",
+    "BlockDiagonal",
+    "BlockGrid",
     "BurerMonteiro",
     "Constant",
+    "Core",
     "DenseEnsemble",
+    "DiagonalCore",
     "ExactLineSearch",
     "FixedRank",
+    "Geometric",
+    "Hadamard",
+    "HankelCompletion",
+    "Kronecker",
     "LandingGD",
     "LoRAPro",
+    "LowRankPlusSparse",
     "MatrixCompletion",
     "MatrixFactorization",
     "MatrixSensing",
     "PoLAR",
     "Polyak",
     "PrecGD",
+    "QuadraticEnsemble",
     "RankOneEnsemble",
     "RefLoRA",
     "RefLoRAScalar",
     "Result",
     "RiemannianCG",
     "RiemannianGD",
+    "RobustPCA",
+    "RobustSensing",
     "ScaledCG",
     "ScaledGD",
+    "Separation",
     "Status",
     "SubsampledOrthogonal",
     "SymmetricBurerMonteiro",
+    "baselines",
     "complete",
     "factorize",
     "inits",
     "metrics",
+    "phase_retrieval",
+    "robust_pca",
     "sense",
     "solve",
     "spaces",

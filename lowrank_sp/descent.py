@@ -106,7 +106,7 @@ class Descent(Solver):
 
     def _gradient(self, problem: LeastSquares, place: Place, wrt: tuple[int, ...]) -> Factors:
         """Gradient in the arrays that move; zeros elsewhere."""
-        point, g = place.point, problem.backproject(place.residual)
+        point, g = place.point, problem.backproject(problem.slope(place.residual))
         if len(wrt) == len(point.names):
             return point.pullback(g)
         parts = [point.partial(i, g) if i in wrt else 0 * a for i, a in enumerate(point.arrays())]
@@ -144,6 +144,8 @@ class AlternatingLeastSquares(Solver):
                 f"ALS needs a form without constraints, got {type(point).__name__}; "
                 "convert the start with start.to(lr.BurerMonteiro)"
             )
+        if not problem.smooth:
+            raise TypeError(f"ALS needs a sum of squares, not {type(problem).__name__}; use lr.ScaledGD()")
         residual = problem.residual(point)
         return State(point, residual, problem.loss(residual), None, self.cap)
 

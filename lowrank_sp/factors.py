@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
-from operator import attrgetter
 from typing import Any, ClassVar, Self, dataclass_transform
+from weakref import WeakValueDictionary
 
 from . import xp
 from .spaces import FLAT, Space
 
-__all__ = ["ByFactor", "Factors", "Gauged", "Multilinear", "factorization"]
+__all__ = ["ByFactor", "Configured", "Factors", "Gauged", "Multilinear", "factorization"]
 
 Array = Any
 
@@ -22,8 +22,8 @@ def factorization(cls):
     """Make a class of arrays a frozen dataclass and cache its field names, so that tracing sees constants."""
     cls = dataclass(frozen=True, eq=False)(cls)
     cls.names = tuple(f.name for f in fields(cls))
-    get = attrgetter(*cls.names)
-    cls.arrays = (lambda self: get(self)) if len(cls.names) > 1 else (lambda self: (get(self),))
+    # Written out, as dataclasses write their methods: nothing is faster, and torch.compile cannot trace attrgetter.
+    cls.arrays = eval(f"lambda self: ({' '.join(f'self.{name},' for name in cls.names)})")
     if not cls.spaces:
         cls.spaces = (FLAT,) * len(cls.names)
     if not cls.ndims:
@@ -38,12 +38,18 @@ class Factors(ABC):
     Subclasses declare arrays (leading axes are batch), the ``spaces`` they live in and the number of core
     axes ``ndims`` of each; they supply ``dense``, ``apply``, ``entries``, ``partial``, ``pullback``,
     ``whiten`` and ``expansion``. Everything else is here.
+
+    ``universal`` says that arrays of size r hold every matrix of rank r, so that ``from_product`` is exact;
+    elsewhere it gives the nearest matrix. ``zeros`` names the arrays that vanish in the usual start at
+    ``F = 0``: the others are free there, and the gradient of the named ones is not zero.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
     spaces: ClassVar[tuple[Space, ...]] = ()
     ndims: ClassVar[tuple[int, ...]] = ()
     flat: ClassVar[bool] = True
+    universal: ClassVar[bool] = True
+    zeros: ClassVar[tuple[str, ...]] = ("right",)
     arrays: ClassVar[Callable[[Any], tuple[Array, ...]]]
 
     # the form itself --------------------------------------------------------------------------
@@ -104,12 +110,20 @@ class Factors(ABC):
     @classmethod
     @abstractmethod
     def shapes(cls, shape: tuple[int, int], rank: int) -> tuple[tuple[int, ...], ...]:
-        """Core shapes of the arrays for a matrix ``shape`` and a ``rank``."""
+        """Core shapes of the arrays for a matrix ``shape`` and a size ``rank``.
+
+        The size is what the form counts: columns, columns of a block, terms. The property ``rank`` is what
+        the matrix reaches with it. A size that the shape cannot hold is a ``ValueError``.
+        """
 
     @classmethod
     @abstractmethod
-    def from_product(cls, left: Array, right: Array) -> Self:
-        """The point whose image is ``left right^H`` (for a symmetric form, of ``left left^H``)."""
+    def from_product(cls, left: Array, right: Array, rank: int | None = None) -> Self:
+        """The point of size ``rank`` (by default the number of columns) whose image is ``left right^H``.
+
+        Exact for a `universal` form with at least as large a size as there are columns, else an approximation:
+        the nearest matrix of the form for one that is not universal, and a truncated one for too small a size.
+        """
 
     @abstractmethod
     def product(self) -> tuple[Array, Array]:
@@ -183,9 +197,11 @@ class Factors(ABC):
             total = total + term.dense()
         return total
 
-    def to(self, form: type[Factors]) -> Any:
-        """The same matrix in another form."""
-        return self if type(self) is form else form.from_product(*self.product())
+    def to(self, form: type[Factors], rank: int | None = None) -> Any:
+        """The same matrix in another form; approximated where the form, or its size ``rank``, cannot hold it."""
+        if type(self) is form and rank is None:
+            return self
+        return form.from_product(*self.product(), rank)
 
 
 class ByFactor(Factors):
@@ -234,3 +250,42 @@ class Gauged(ABC):
     @abstractmethod
     def random_gauge(self, rng: Any) -> Array:
         """A random group element, in the library of the data."""
+
+
+class Configured(Factors):
+    """A form with settings that are not arrays, such as a grid of blocks or the support of a sparse part.
+
+    The settings belong to the class: a form says which set of matrices is meant, a point says which of them.
+    So whatever builds a new point from arrays keeps them, and ``shapes`` knows them. Equal settings give the
+    same class, and points can be pickled.
+    """
+
+    settings: ClassVar[tuple[Any, ...]] = ()
+    _classes: ClassVar[WeakValueDictionary[Any, type]] = WeakValueDictionary()
+
+    @classmethod
+    def configured(cls, name: str, *settings: Any) -> type[Self]:
+        """The form with these settings, which are hashable."""
+        base = cls._base()
+        key = (base, settings)
+        form = cls._classes.get(key)
+        if form is None:
+            body = {"settings": settings, "__doc__": base.__doc__, "__module__": base.__module__}
+            form = cls._classes[key] = type(name, (base,), body)
+        return form
+
+    @classmethod
+    def _base(cls) -> type[Self]:
+        """The class without settings of its own."""
+        return next(c for c in cls.__mro__ if issubclass(c, Configured) and "names" in vars(c))
+
+    def __reduce__(self) -> Any:
+        form = type(self)
+        base = form._base()
+        settings = None if form is base else (form.__name__, *form.settings)
+        return _rebuild, (base, settings, self.arrays())
+
+
+def _rebuild(base: Any, settings: tuple[Any, ...] | None, arrays: tuple[Array, ...]) -> Any:
+    """A point of a configured form from what its pickle holds."""
+    return (base if settings is None else base.configured(*settings))(*arrays)

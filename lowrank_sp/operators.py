@@ -45,6 +45,7 @@ class Pattern:
     def __init__(self, rows: Array, cols: Array, shape: tuple[int, int]):
         self.rows, self.cols, self.shape = rows, cols, shape
         self.indptr: Any = None  # NumPy only
+        self.moved: dict[Any, Any] = {}  # the pattern of the same entries at other places (`rearrange`)
         if isinstance(rows, np.ndarray):
             counts = np.bincount(rows, minlength=shape[0])
             self.indptr = np.concatenate(([0], np.cumsum(counts))).astype(rows.dtype)
@@ -111,6 +112,13 @@ class ImplicitMatrix:
     def __init__(self, target: Any, weight: float, terms: tuple[tuple[Any, Array, Array], ...]):
         self.target, self.weight, self.terms = target, weight, terms
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.target is not None:
+            return self.target.shape
+        _, left, right = self.terms[0]
+        return left.shape[-2], right.shape[-2]
+
     def _combine(self, other: ImplicitMatrix, sign: float) -> ImplicitMatrix:
         moved = tuple((sign * c, left, right) for c, left, right in other.terms)
         return ImplicitMatrix(self.target, self.weight + sign * other.weight, self.terms + moved)
@@ -128,7 +136,7 @@ class ImplicitMatrix:
         return -1.0 * self
 
     def adjoint(self) -> ImplicitMatrix:
-        target = None if self.target is None else Flipped(self.target)
+        target = None if self.target is None else self.target.adjoint()
         return ImplicitMatrix(target, self.weight, tuple((c, b, a) for c, a, b in self.terms))
 
     def __matmul__(self, x: Array) -> Array:
@@ -154,7 +162,7 @@ class Target:
     """A sparse matrix or linear operator with its squared norm and its last product remembered."""
 
     def __init__(self, matrix: Any, square: float):
-        self.matrix, self.square = matrix, square
+        self.matrix, self.square, self.shape = matrix, square, (int(matrix.shape[0]), int(matrix.shape[1]))
         self._key: Any = None
         self._value: Any = None
 
@@ -167,6 +175,9 @@ class Target:
     def times_adjoint(self, x: Array) -> Array:
         return np.asarray(xp.adjoint(self.matrix) @ x)
 
+    def adjoint(self) -> Flipped:
+        return Flipped(self)
+
     def against(self, left: Array, right: Array) -> Any:
         """``Re <A, left right^H>``."""
         return xp.inner(left, self.times(right))
@@ -176,10 +187,13 @@ class Flipped:
     """The adjoint view of a `Target`."""
 
     def __init__(self, target: Target):
-        self.target, self.square = target, target.square
+        self.target, self.square, self.shape = target, target.square, target.shape[::-1]
 
     def times(self, x: Array) -> Array:
         return self.target.times_adjoint(x)
+
+    def adjoint(self) -> Target:
+        return self.target
 
     def against(self, left: Array, right: Array) -> Any:
         return self.target.against(right, left)

@@ -110,7 +110,7 @@ class _Run:
         self.first_loss = np.maximum(loss, TINY)
         self.bound = GROWTH * np.maximum(loss, 0.5 * self.problem.scale)
         precision = float(np.finfo(loss.dtype).eps)
-        self.floor = 0.5 * self.problem.scale * (4 * precision) ** 2
+        self.floor = self.problem.rounding(precision)
         self.tol = max(self.tol, 8 * precision) if self.tol else 0.0
         self.done = self.good = np.zeros(loss.shape, bool)
         if not self.batched:
@@ -133,23 +133,22 @@ class _Run:
             self.first_gradient = np.maximum(gradient, TINY)
         previous, self.loss = self.loss, loss
         self._record(iteration, new, loss, gradient)
+        exact = (loss if self.problem.smooth else xp.to_numpy(self.problem.gap(new.residual, new.loss))) <= self.floor
         if self.batched:
-            return new, self._verdict_batch(previous, loss, gradient)
-        return new, self._verdict(previous, loss, gradient)
+            return new, self._verdict_batch(previous, loss, gradient, exact)
+        return new, Status.EXACT if exact else self._verdict(previous, loss, gradient)
 
     def _verdict(self, previous: float, loss: float, gradient: float) -> Status | None:
-        if loss <= self.floor:
-            return Status.EXACT
         if not self.tol:
             return None
         if gradient <= self.tol * self.first_gradient and abs(previous - loss) <= self.tol * self.first_loss:
             return Status.CONVERGED
         return self._stalled(loss < self.best * (1 - 1e-12), min(loss, self.best))
 
-    def _verdict_batch(self, previous: np.ndarray, loss: np.ndarray, gradient: np.ndarray) -> Status | None:
+    def _verdict_batch(self, previous: np.ndarray, loss: np.ndarray, gradient: np.ndarray, exact: Any) -> Status | None:
         """The end of the run once every element has converged or diverged."""
         settled = (gradient <= self.tol * self.first_gradient) & (abs(previous - loss) <= self.tol * self.first_loss)
-        finished = (loss <= self.floor) | (settled & bool(self.tol))
+        finished = exact | (settled & bool(self.tol))
         self.good = self.good | (finished & ~self.done)
         self.done = self.done | finished
         if self.done.all():

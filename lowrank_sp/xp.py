@@ -86,7 +86,7 @@ def asarray_like(values: Any, like: Array) -> Array:
 
 def to_numpy(a: Any) -> np.ndarray:
     """The values of an array or scalar as a NumPy array on the host."""
-    return a.detach().cpu().numpy() if is_torch(a) else np.asarray(a)
+    return a.detach().cpu().resolve_conj().numpy() if is_torch(a) else np.asarray(a)
 
 
 def eps(a: Array) -> float:

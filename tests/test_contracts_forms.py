@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import lowrank_sp as lr
+from lowrank_sp.parameterizations.bm import whole_product
 from lowrank_sp.testing import check_parameterization
 
 BATCHES = pytest.mark.parametrize("batch", [(), (2,)], ids=["single", "batch"])
+DEFINITE = [f for f in lr.FORMS.values() if f.universal or f is lr.SymmetricBurerMonteiro]
 LIBRARIES = pytest.mark.parametrize("library", ["numpy", "torch"])
 
 
@@ -23,8 +25,17 @@ def test_contract(form, library, batch, dtype):
 
 @pytest.mark.parametrize("form", lr.FORMS.values(), ids=lr.FORMS)
 def test_contract_at_rank_one_and_full_rank(form):
-    for rank in (1, 4):
+    """Full: the largest size that the shape can hold."""
+    for rank in (1, max(r for r in (1, 2, 3, 4) if holds(form, (4, 4), r))):
         check_parameterization(form, (4, 4), rank, seed=3)
+
+
+def holds(form, shape, size):
+    try:
+        form.shapes(shape, size)
+    except ValueError:
+        return False
+    return True
 
 
 @pytest.mark.covers("P01", "P24", "P26")
@@ -43,8 +54,8 @@ def test_parameter_count_is_the_published_one(form, count):
     assert form.parameter_count((m, n), r) == count(m, n, r)
 
 
-@pytest.mark.parametrize("source", lr.FORMS.values(), ids=lr.FORMS)
-@pytest.mark.parametrize("target", lr.FORMS.values(), ids=lr.FORMS)
+@pytest.mark.parametrize("source", DEFINITE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("target", DEFINITE, ids=lambda f: f.__name__)
 def test_conversion_keeps_a_positive_semidefinite_matrix(source, target):
     x = np.random.default_rng(0).standard_normal((6, 2))
     point = source.from_product(x, x)
@@ -111,3 +122,43 @@ def test_the_contract_notices_a_broken_form(broken):
 def test_the_contract_refuses_what_is_not_a_form():
     with pytest.raises(AssertionError, match="not a subclass of Factors"):
         check_parameterization(dict)
+
+
+@pytest.mark.parametrize("universal, message", [(True, "declared universal"), (False, "not the nearest")])
+def test_the_contract_notices_a_conversion_that_is_not_what_is_declared(universal, message):
+    """A product with three columns, as the contract makes one, comes back doubled: neither exact nor nearest."""
+    from lowrank_sp.factors import factorization
+
+    def doubled(cls, left, right, rank=None):
+        left = 2 * left if left.shape[-1] == 3 else left
+        return cls(*lr.BurerMonteiro.from_product(left, right, rank).arrays())
+
+    body = {
+        "__annotations__": {"left": object, "right": object},
+        "from_product": classmethod(doubled),
+        "universal": universal,
+    }
+    form: Any = factorization(type("Wrong", (lr.BurerMonteiro,), body))
+    form.pullback = lambda self, g: form(self.partial(0, g), self.partial(1, g))
+    form.product = lambda self: whole_product(self)
+    with pytest.raises(AssertionError, match=message):
+        check_parameterization(form)
+
+
+@pytest.mark.slow  # the import of the compiler
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a")
+@pytest.mark.parametrize("form", [*lr.FORMS.values(), lr.LowRankPlusSparse.on([0, 2], [1, 1], (6, 6))])
+def test_a_scaled_step_traces_as_one_graph(form):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    point = form.random((6, 6), 2, rng).map(torch.as_tensor)
+    target = torch.as_tensor(rng.standard_normal((6, 6)))
+
+    def step(arrays):
+        here = form(*arrays)
+        return here.retract(here.whiten(here.pullback(here.dense() - target), 0.1), 0.1).arrays()
+
+    expected = step(point.arrays())
+    torch._dynamo.reset()
+    traced = torch.compile(step, fullgraph=True, backend="eager")(point.arrays())
+    assert all(torch.allclose(a, b) for a, b in zip(traced, expected, strict=True))

@@ -11,7 +11,7 @@ from ..factors import Factors
 from ..problems.base import LeastSquares
 from ..problems.checks import check_rank
 
-__all__ = ["check_init", "fit_scale", "normal", "place"]
+__all__ = ["check_init", "fit_scale", "normal", "place", "reach"]
 
 
 def check_init(problem: Any, form: Any, rank: Any) -> int:
@@ -32,16 +32,18 @@ def normal(problem: LeastSquares, shape: tuple[int, ...], rng: np.random.Generat
     return xp.asarray_like(z, like)
 
 
+def reach(form: Any, shape: tuple[int, int], rank: int) -> int:
+    """The largest rank of the matrices of a form at a size."""
+    return form(*[np.empty(core) for core in form.shapes(shape, rank)]).rank
+
+
 def place(problem: LeastSquares, point: Factors) -> Factors:
     """A NumPy point moved beside the data of the problem."""
     return point.map(lambda a: xp.asarray_like(a, problem.like()))
 
 
 def fit_scale(problem: LeastSquares, left: Any, right: Any) -> Any:
-    """The number c that minimises ``|| c A(left right^H) - y ||``, at least zero."""
+    """The number c, at least zero, for which ``c A(left right^H)`` fits the data best."""
     from ..parameterizations import BurerMonteiro
 
-    image = problem.measure((BurerMonteiro(left, right),))[0]
-    size = problem.inner(image, image)
-    overlap = problem.inner(image, problem.data)
-    return overlap * (overlap > 0) / (size + (size == 0))
+    return problem.amplitude(problem.measure((BurerMonteiro(left, right),))[0])

@@ -50,16 +50,12 @@ def gaussian(problem: Any, form: Any, rank: int, scale: float = 0.1, seed: Any =
 
 @covers("I28")
 def stiefel(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
-    """Random orthonormal outer factors and a zero core, as PoLAR starts; for flat forms a zero right factor.
+    """Random orthonormal factors and a zero core, as PoLAR starts; a zero right factor where there is no core.
 
-    The product is zero, so the solver begins at ``W = 0``. Source: :cite:`lion2025polar`.
+    Which arrays vanish the form says (``zeros``): the product is zero, so the solver begins at ``W = 0``.
+    Source: :cite:`lion2025polar`.
     """
     rank = check_init(problem, form, rank)
     point = place(problem, form.random(problem.shape, rank, np.random.default_rng(seed)))
-    arrays = list(point.arrays())
-    if all(space is FLAT for space in form.spaces):
-        arrays[0] = xp.polar(arrays[0])
-        arrays[1:] = [0 * a for a in arrays[1:]]
-    else:
-        arrays = [0 * a if space is FLAT else a for space, a in zip(form.spaces, arrays, strict=True)]
-    return form(*arrays)
+    parts = zip(form.names, form.ndims, point.arrays(), strict=True)
+    return form(*[0 * a if name in form.zeros else xp.polar(a) if k > 1 else a for name, k, a in parts])

@@ -9,8 +9,7 @@ import numpy as np
 from .. import xp
 from ..coverage import covers
 from ..parameterizations import BurerMonteiro, SymmetricBurerMonteiro
-from ..spaces import FLAT
-from .common import check_init, fit_scale, normal
+from .common import check_init, fit_scale, normal, reach
 
 __all__ = ["half_nystrom", "nystrom", "nystrom_two_sided", "spectral"]
 
@@ -20,8 +19,8 @@ def nystrom(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
     """``X_0 = A Phi``, ``Y_0 = 0`` with Phi an n x r Gaussian matrix with entries N(0, 1/n).
 
     A is the target of a factorization and the surrogate ``A^* y`` (scaled to the size of W) elsewhere.
-    Forms with orthonormal factors take the orthonormalized two-sided sketch and a zero core; the symmetric
-    form takes ``A Phi`` itself.
+    Other forms take the nearest point to the two-sided sketch with the arrays at zero that the form names
+    (``zeros``): a core where there is one. The symmetric form takes ``A Phi`` itself.
 
     Notes
     -----
@@ -37,10 +36,8 @@ def nystrom(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
     if form is SymmetricBurerMonteiro:
         return SymmetricBurerMonteiro(left)
     right = _sketch(problem, rank, rng, transposed=True)
-    if all(space is FLAT for space in form.spaces):
-        raise TypeError(f"nystrom does not know how to start a {form.__name__}; use inits.gaussian")
-    point = form.from_product(left, right)
-    return form(*[0 * a if space is FLAT else a for space, a in zip(form.spaces, point.arrays(), strict=True)])
+    point = form.from_product(left, right, rank)
+    return form(*[0 * a if name in form.zeros else a for name, a in zip(form.names, point.arrays(), strict=True)])
 
 
 @covers("I13")
@@ -49,7 +46,7 @@ def nystrom_two_sided(problem: Any, form: Any, rank: int, seed: Any = None) -> A
     rank = check_init(problem, form, rank)
     rng = np.random.default_rng(seed)
     left, right = _sketch(problem, rank, rng), _sketch(problem, rank, rng, transposed=True)
-    return _scaled(problem, form, left, right)
+    return _scaled(problem, form, left, right, rank)
 
 
 @covers("I15")
@@ -63,20 +60,23 @@ def half_nystrom(problem: Any, form: Any, rank: int, scale: float = 0.1, seed: A
     rng = np.random.default_rng(seed)
     left = _sketch(problem, rank, rng)
     right = scale * normal(problem, (problem.shape[1], rank), rng) + 0 * _batch_row(left)
-    return form.from_product(left, right)
+    return form.from_product(left, right, rank)
 
 
 @covers("I04")
 def spectral(problem: Any, form: Any, rank: int, seed: Any = 0) -> Any:
     """The balanced best rank-r approximation of the surrogate ``A^* y``, scaled to fit the data.
 
-    For a factorization this is the solution. Computed by a randomized block Krylov method on products with
-    thin matrices, so sparse surrogates stay sparse. Source: :cite:`halko2011finding`.
+    For a factorization this is the solution. A form that is not universal takes the point nearest to the best
+    approximation of the rank that it can reach, where a universal one takes rank r. Computed by a
+    randomized block Krylov method on products with thin matrices, so sparse surrogates stay sparse.
+    Source: :cite:`halko2011finding`.
     """
     rank = check_init(problem, form, rank)
-    u, s, v = truncated_svd(problem.surrogate(), problem, rank, np.random.default_rng(seed))
+    width = rank if form.universal else reach(form, problem.shape, rank)
+    u, s, v = truncated_svd(problem.surrogate(), problem, width, np.random.default_rng(seed))
     root = (s**0.5)[..., None, :]
-    return _scaled(problem, form, u * root, v * root)
+    return _scaled(problem, form, u * root, v * root, rank)
 
 
 def _sketch(problem: Any, rank: int, rng: np.random.Generator, transposed: bool = False) -> Any:
@@ -90,10 +90,10 @@ def _batch_row(left: Any) -> Any:
     return left[..., :1, :]
 
 
-def _scaled(problem: Any, form: Any, left: Any, right: Any) -> Any:
+def _scaled(problem: Any, form: Any, left: Any, right: Any, rank: int) -> Any:
     """``sqrt(c) left, sqrt(c) right`` with the best c, in the form asked for."""
     root = xp.expand(fit_scale(problem, left, right) ** 0.5, 2)
-    return form.from_product(root * left, root * right)
+    return form.from_product(root * left, root * right, rank)
 
 
 def truncated_svd(a: Any, problem: Any, rank: int, rng: np.random.Generator) -> tuple[Any, Any, Any]:

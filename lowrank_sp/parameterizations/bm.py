@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import ByFactor, Gauged, Multilinear, factorization
+from ..factors import ByFactor, Factors, Gauged, Multilinear, factorization
 
 __all__ = ["BurerMonteiro", "SymmetricBurerMonteiro"]
 
@@ -84,8 +84,8 @@ class BurerMonteiro(Multilinear, Gauged):
         return (shape[0], rank), (shape[1], rank)
 
     @classmethod
-    def from_product(cls, left, right):
-        return cls(left, right)
+    def from_product(cls, left, right, rank=None):
+        return cls(*resized(left, right, rank))
 
     def product(self):
         return self.left, self.right
@@ -141,6 +141,29 @@ def thin_svd(left: Array, right: Array) -> tuple[Array, Array, Array]:
     return ql @ u, s, qr @ xp.adjoint(vh)
 
 
+def resized(left: Array, right: Array, rank: int | None) -> tuple[Array, Array]:
+    """Factors with ``rank`` columns: the best approximation if there were more, zero columns if fewer."""
+    missing = 0 if rank is None else rank - left.shape[-1]
+    if missing == 0:
+        return left, right
+    if missing > 0:
+        cat, zeros = xp.namespace(left, right).concatenate, xp.namespace(left).zeros_like
+        columns = [zeros(a[..., :1]) for a in (left, right)]
+        return cat((left, *[columns[0]] * missing), -1), cat((right, *[columns[1]] * missing), -1)
+    u, s, v = thin_svd(left, right)
+    root = (s[..., :rank] ** 0.5)[..., None, :]
+    return u[..., :rank] * root, v[..., :rank] * root
+
+
+def whole_product(point: Factors) -> tuple[Array, Array]:
+    """``(W, I)`` or ``(I, W^H)``: the product of a matrix whose rank may be full."""
+    dense = point.dense()
+    m, n = dense.shape[-2:]
+    backend = xp.namespace(dense)
+    eye = xp.asarray_like(backend.eye(min(m, n)), dense) + backend.zeros_like(dense[..., :1, :1])
+    return (dense, eye) if n <= m else (eye, xp.adjoint(dense))
+
+
 @factorization
 class SymmetricBurerMonteiro(ByFactor, Gauged):
     """W = X X^H, the symmetric (Hermitian) positive semidefinite form.
@@ -160,6 +183,9 @@ class SymmetricBurerMonteiro(ByFactor, Gauged):
 
     factor: Array
 
+    universal = False
+    zeros = ()
+
     @property
     def shape(self):
         return self.factor.shape[-2], self.factor.shape[-2]
@@ -175,10 +201,10 @@ class SymmetricBurerMonteiro(ByFactor, Gauged):
         return ((shape[0], rank),)
 
     @classmethod
-    def from_product(cls, left, right):
+    def from_product(cls, left, right, rank=None):
         """The nearest positive semidefinite matrix of rank r: eigenvalues of the Hermitian part, clamped at 0."""
         backend = xp.namespace(left, right)
-        r = left.shape[-1]
+        r = left.shape[-1] if rank is None else rank
         q, _ = backend.linalg.qr(backend.concatenate((left, right), -1))
         core = (xp.adjoint(q) @ left) @ (xp.adjoint(right) @ q)
         values, vectors = backend.linalg.eigh((core + xp.adjoint(core)) / 2)

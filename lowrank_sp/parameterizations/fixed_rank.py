@@ -8,7 +8,7 @@ from .. import xp
 from ..coverage import covers
 from ..factors import Factors, factorization
 from ..spaces import FLAT, STIEFEL
-from .bm import BurerMonteiro, sampled_product, thin_svd
+from .bm import BurerMonteiro, resized, sampled_product, thin_svd
 
 __all__ = ["FixedRank", "orthographic"]
 
@@ -45,6 +45,7 @@ class FixedRank(Factors):
     right: Array
 
     spaces = (STIEFEL, FLAT, STIEFEL)
+    zeros = ("core",)
 
     @property
     def shape(self):
@@ -59,7 +60,8 @@ class FixedRank(Factors):
         return (shape[0], rank), (rank, rank), (shape[1], rank)
 
     @classmethod
-    def from_product(cls, left, right):
+    def from_product(cls, left, right, rank=None):
+        left, right = resized(left, right, rank)
         backend = xp.namespace(left, right)
         ql, rl = backend.linalg.qr(left)
         qr, rr = backend.linalg.qr(right)

@@ -3,18 +3,24 @@
 from . import synthetic
 from .base import LeastSquares
 from .completion import MatrixCompletion
-from .ensembles import DenseEnsemble, Ensemble, RankOneEnsemble, SubsampledOrthogonal
+from .ensembles import DenseEnsemble, Ensemble, QuadraticEnsemble, RankOneEnsemble, SubsampledOrthogonal
 from .factorization import MatrixFactorization
+from .hankel import HankelCompletion
+from .robust import RobustPCA, RobustSensing
 from .sensing import MatrixSensing
 
 __all__ = [
     "DenseEnsemble",
     "Ensemble",
+    "HankelCompletion",
     "LeastSquares",
     "MatrixCompletion",
     "MatrixFactorization",
     "MatrixSensing",
+    "QuadraticEnsemble",
     "RankOneEnsemble",
+    "RobustPCA",
+    "RobustSensing",
     "SubsampledOrthogonal",
     "synthetic",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar
 
 from .. import xp
@@ -15,7 +16,12 @@ Array = Any
 
 
 class LeastSquares(ABC):
-    """``f(W) = 1/2 || A(W) - y ||^2`` for a linear map A, evaluated on factors.
+    """``f(W) = 1/2 || A(W) - y ||^2`` for a linear map A, evaluated on factors, and its robust relatives.
+
+    A relative changes `residual` or `loss` and says so: with ``quadratic = False`` the residual is not affine
+    in W (robust PCA trims it), so the exact minimiser along a line is only that of a model and ``"auto"``
+    steps backtrack from it; with ``smooth = False`` the loss has kinks (sums of absolute values), `slope` is
+    its subgradient in the residual, and ``"auto"`` steps are Polyak's.
 
     Attributes
     ----------
@@ -29,6 +35,10 @@ class LeastSquares(ABC):
         Number of measurement axes of ``data``.
     refresh : int
         Most iterations for which a residual may be updated instead of recomputed.
+    quadratic, smooth : bool
+        As above.
+    nonexpansive : bool
+        Whether ``||A(W)|| <= ||W||_F`` always holds.
     """
 
     shape: tuple[int, int]
@@ -37,6 +47,9 @@ class LeastSquares(ABC):
     scale: float
     data_ndim: ClassVar[int]
     refresh: int = 20
+    quadratic: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+    nonexpansive: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, *sums: Sequence[Factors]) -> list[Any]:
@@ -44,7 +57,7 @@ class LeastSquares(ABC):
 
     @abstractmethod
     def backproject(self, residual: Any) -> Any:
-        """``A^* residual``: the gradient in W, as anything that multiplies thin matrices."""
+        """``A^* residual``: for a slope the gradient in W, as anything that multiplies thin matrices."""
 
     @abstractmethod
     def surrogate(self) -> Any:
@@ -66,9 +79,26 @@ class LeastSquares(ABC):
         """``1/2 || residual ||^2``."""
         return 0.5 * self.inner(residual, residual)
 
+    def slope(self, residual: Any) -> Any:
+        """The (sub)gradient of `loss` in the residual: the residual itself for squares."""
+        return residual
+
     def gradient(self, point: Factors) -> Any:
         """Gradient in the factors at ``point``."""
-        return point.pullback(self.backproject(self.residual(point)))
+        return point.pullback(self.backproject(self.slope(self.residual(point))))
+
+    def gap(self, residual: Any, loss: Any) -> Any:
+        """The loss less an estimate of its least value, which is zero for squares."""
+        return loss
+
+    def rounding(self, precision: float) -> float:
+        """A gap that is rounding alone, in arithmetic with this machine epsilon."""
+        return 0.5 * self.scale * (4 * precision) ** 2
+
+    def amplitude(self, image: Any) -> Any:
+        """The number c, at least zero, for which ``c image`` fits the data best."""
+        size, overlap = self.inner(image, image), self.inner(image, self.data)
+        return overlap * (overlap > 0) / (size + (size == 0))
 
     @abstractmethod
     def error(self, point: Factors, residual: Any = None) -> Any:
@@ -129,7 +159,7 @@ def block_cgls(problem: LeastSquares, point: Any, gradient: Array, index: int, r
     for _ in range(50):
         if bool((rho <= target).all()):
             break
-        image = problem.measure((point.with_array(index, p),))[0]
+        image = problem.measure(point.expansion(zeros.with_array(index, p), (index,))[0])[0]
         curvature = problem.inner(image, image) + ridge * xp.inner(p, p, ndim)
         alpha = xp.expand(rho / (curvature + (curvature == 0)), ndim)
         change = change + alpha * p
@@ -146,5 +176,7 @@ def _block_size(point: Any, index: int) -> float:
     total = 1.0
     for i, array in enumerate(point.arrays()):
         if i != index:
-            total = total * float(xp.to_numpy(xp.inner(array, array, point.ndims[i])).mean()) / array.shape[-1]
+            core = array.shape[array.ndim - point.ndims[i] :]
+            columns = prod(core[:-2]) * core[-1]
+            total = total * float(xp.to_numpy(xp.inner(array, array, point.ndims[i])).mean()) / columns
     return total

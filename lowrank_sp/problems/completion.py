@@ -44,6 +44,7 @@ class MatrixCompletion(LeastSquares):
     """
 
     data_ndim = 1
+    nonexpansive = True
 
     def __init__(self, rows: Any, cols: Any, values: Any, shape: Any, truth: Any = None):
         self.shape = check_shape(shape)

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import xp
+from ..coverage import covers
 from ..factors import Factors
 from .checks import LinearMap, as_data, check_shape
 
 __all__ = [
     "DenseEnsemble",
     "Ensemble",
+    "QuadraticEnsemble",
     "RankOneEnsemble",
     "SubsampledOrthogonal",
     "WrappedOperator",
@@ -41,6 +43,10 @@ class Ensemble(ABC):
     @abstractmethod
     def like(self) -> Array:
         """An array with the library, device and floating type of the map."""
+
+    def surrogate(self, y: Array) -> Any:
+        """A first guess of W from ``y = A(W)``, in direction if not in size: ``A^* y``."""
+        return self.adjoint(y)
 
     def as_linear_operator(self) -> Any:
         """This map as a scipy ``LinearOperator`` on ``vec(W)`` in C order (NumPy only)."""
@@ -70,6 +76,9 @@ class _Dense:
 
     def apply(self, x: Array) -> Array:
         return x @ self.matrix.mT
+
+    def product(self) -> tuple[Array, Array]:
+        return self.matrix, np.eye(self.matrix.shape[-1], dtype=self.matrix.dtype)
 
 
 def _dense_sums(sums: list[list[Any]]) -> list[Array]:
@@ -175,16 +184,69 @@ class RankOneEnsemble(Ensemble):
 
 
 class _RankOneSum:
-    """``sum_i y_i conj(a_i) conj(b_i)^T`` as an operator."""
+    """``sum_i y_i conj(a_i) conj(b_i)^T - shift I`` as an operator."""
 
-    def __init__(self, y: Array, left: Array, right: Array):
-        self.y, self.left, self.right = y, left, right
+    def __init__(self, y: Array, left: Array, right: Array, shift: Any = None):
+        self.y, self.left, self.right, self.shift = y, left, right, shift
 
     def adjoint(self) -> _RankOneSum:
-        return _RankOneSum(self.y.conj(), self.right.conj(), self.left.conj())
+        return _RankOneSum(self.y.conj(), self.right.conj(), self.left.conj(), self.shift)
 
     def __matmul__(self, x: Array) -> Array:
-        return self.left.mT.conj() @ (self.y[..., None] * (self.right.conj() @ x))
+        total = self.left.mT.conj() @ (self.y[..., None] * (self.right.conj() @ x))
+        return total if self.shift is None else total - xp.expand(self.shift, 2) * x
+
+
+@covers("S06")
+class QuadraticEnsemble(Ensemble):
+    """``y_i = a_i^H W a_i``, that is ``||X^H a_i||^2`` for ``W = X X^H``: quadratic sensing and phase retrieval.
+
+    Of a W that is not Hermitian the real part is measured; the measurements are real for complex vectors too.
+    Use it with `SymmetricBurerMonteiro`; for one column X is the signal of phase retrieval, up to its sign or
+    phase.
+
+    Parameters
+    ----------
+    vectors : array (N, n)
+        The ``a_i``, real or complex.
+
+    Notes
+    -----
+    The surrogate is the truncated spectral one: values above ``CUT`` times their mean are dropped, then
+    ``(1/N) sum_i y_i (a_i a_i^H - I)``, whose mean for standard Gaussian vectors is W in the complex and 2 W in
+    the real case. Source: :cite:`chen2015truncated`, :cite:`candes2015wirtinger`.
+    """
+
+    isotropic = False
+    CUT: ClassVar[float] = 9.0
+
+    def __init__(self, vectors: Array):
+        self.vectors = as_data(vectors, "vectors", 2)
+        if self.vectors.ndim != 2:
+            raise ValueError(f"vectors must be (N, n), got shape {tuple(self.vectors.shape)}")
+        self.count, n = (int(k) for k in self.vectors.shape)
+        self.shape = (n, n)
+
+    def measure(self, sums):
+        return [sum(self._one(p) for p in points) for points in sums]
+
+    def _one(self, point: Any) -> Array:
+        left, right = point.product()
+        rows = self.vectors.conj()
+        image = rows @ left
+        other = image if right is left else rows @ right
+        return (image * other.conj()).sum(-1).real
+
+    def adjoint(self, y):
+        return _RankOneSum(y, self.vectors.conj(), self.vectors)
+
+    def surrogate(self, y):
+        mean = y.mean(-1)[..., None]
+        kept = y * (abs(y) <= self.CUT * abs(mean)) / self.count
+        return _RankOneSum(kept, self.vectors.conj(), self.vectors, kept.sum(-1))
+
+    def like(self):
+        return self.vectors
 
 
 class SubsampledOrthogonal(Ensemble):

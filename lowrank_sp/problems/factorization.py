@@ -63,6 +63,7 @@ class MatrixFactorization(LeastSquares):
         self._target = target if self.implicit else self.data
 
     data_ndim = 2
+    nonexpansive = True
 
     def measure(self, *sums):
         if self.implicit:

@@ -60,7 +60,7 @@ class MatrixSensing(LeastSquares):
         return self.operator.adjoint(residual)
 
     def surrogate(self):
-        return self.operator.adjoint(self.data)
+        return self.operator.surrogate(self.data)
 
     def like(self):
         return self.operator.like() + 0 * self.data.reshape(-1)[:1]

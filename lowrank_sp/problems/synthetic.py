@@ -7,19 +7,25 @@ from typing import Any
 import numpy as np
 
 from .. import xp
-from ..parameterizations import BurerMonteiro
+from ..parameterizations import BurerMonteiro, SymmetricBurerMonteiro
 from .checks import check_rank, check_shape
 from .completion import MatrixCompletion
-from .ensembles import DenseEnsemble, Ensemble, RankOneEnsemble, SubsampledOrthogonal
+from .ensembles import DenseEnsemble, Ensemble, QuadraticEnsemble, RankOneEnsemble, SubsampledOrthogonal
 from .factorization import MatrixFactorization
+from .hankel import HankelCompletion
+from .robust import RobustPCA, RobustSensing, keep_largest
 from .sensing import MatrixSensing
 
 __all__ = [
     "completion",
     "factorization",
     "gaussian_ensemble",
+    "hankel",
     "low_rank",
+    "quadratic",
     "rank_one_ensemble",
+    "robust",
+    "robust_sensing",
     "sensing",
     "subsampled_ensemble",
 ]
@@ -208,3 +214,164 @@ def _sample_positions(rng: np.random.Generator, total: int, count: int) -> np.nd
     while found.size < count:
         found = np.unique(np.concatenate((found, rng.integers(0, total, size=count - found.size + 64))))
     return np.sort(rng.permutation(found)[:count])
+
+
+def robust(
+    m: int,
+    n: int,
+    rank: int,
+    outliers: float = 0.1,
+    magnitude: float = 10.0,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    seed: Any = None,
+    **kwargs: Any,
+) -> RobustPCA:
+    """A low-rank truth plus sparse outliers, at most ``outliers`` of every row and column.
+
+    Parameters
+    ----------
+    outliers : float
+        Share of every row and column, in (0, 0.5): the largest entries of a Gaussian matrix, as in the
+        published code of :cite:`tong2021scaledgd`.
+    magnitude : float
+        Standard deviation of that Gaussian matrix, in root mean squares of the entries of the truth.
+    noise : float
+        Dense Gaussian noise, relative to the norm of the truth.
+
+    >>> robust(20, 16, rank=1, seed=0).data.shape
+    (20, 16)
+    """
+    if not 0 < outliers < 0.5:
+        raise ValueError(f"outliers must lie in (0, 0.5), got {outliers}")
+    first, second = _generators(seed)
+    truth = low_rank(m, n, rank, condition_number, first, **kwargs)
+    clean = truth.dense()
+    size = magnitude * np.linalg.norm(clean) / clean.size**0.5
+    sparse = keep_largest(size * second.standard_normal(clean.shape), outliers)
+    dense = clean + _noise(second, clean, noise) if noise else clean
+    return RobustPCA(dense + sparse, outliers, truth=truth)
+
+
+def robust_sensing(
+    m: int,
+    n: int,
+    rank: int,
+    measurements: int | None = None,
+    outliers: float = 0.2,
+    magnitude: float = 10.0,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    seed: Any = None,
+    ensemble: str | Ensemble = "gaussian",
+    **kwargs: Any,
+) -> RobustSensing:
+    """Linear measurements, a share of which is wrong by up to ``magnitude`` times the largest clean one.
+
+    Parameters
+    ----------
+    measurements, noise, ensemble
+        As for `sensing`; by default eight times ``rank max(m, n)`` measurements, as in the published code of
+        :cite:`tong2021subgradient`.
+    outliers : float
+        Share of wrong measurements, in [0, 0.5), at uniform positions.
+    magnitude : float
+        Errors are uniform in ``magnitude max|y| [-1, 1]``.
+
+    >>> robust_sensing(8, 6, rank=1, seed=0).data.shape
+    (64,)
+    """
+    count = 8 * rank * max(m, n) if measurements is None else measurements
+    if not 0 <= outliers < 0.5:
+        raise ValueError(f"outliers must lie in [0, 0.5), got {outliers}")
+    first, rng = _generators(seed)
+    clean = sensing(m, n, rank, count, condition_number, noise, first, ensemble, **kwargs)
+    data = clean.data.copy()
+    wrong = rng.permutation(data.size)[: int(outliers * data.size)]
+    data[wrong] += magnitude * abs(data).max() * rng.uniform(-1, 1, wrong.size)
+    return RobustSensing(clean.operator, data, (m, n), outliers, clean.truth)
+
+
+def quadratic(
+    n: int,
+    rank: int = 1,
+    measurements: int | None = None,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    seed: Any = None,
+    dtype: Any = np.float64,
+) -> MatrixSensing:
+    """Squared magnitudes ``||X^H a_i||^2`` of a hidden X (n, rank); rank 1 is phase retrieval.
+
+    Parameters
+    ----------
+    measurements : int, optional
+        Ten times ``n rank`` by default. The vectors ``a_i`` are standard Gaussian.
+    noise : float
+        Relative to the norm of the clean measurements.
+    dtype : numpy dtype
+        ``complex`` for complex signals and vectors; the measurements are real.
+
+    >>> quadratic(8, seed=0, dtype=complex).data.dtype
+    dtype('float64')
+    """
+    first, second = _generators(seed)
+    truth = low_rank(n, n, rank, condition_number, first, symmetric=True, dtype=dtype)
+    count = 10 * n * rank if measurements is None else int(measurements)
+    if count < 1:
+        raise ValueError(f"measurements must be at least 1, got {count}")
+    vectors = second.standard_normal((count, n))
+    if np.dtype(dtype).kind == "c":
+        vectors = (vectors + 1j * second.standard_normal((count, n))) / 2**0.5
+    operator, point = QuadraticEnsemble(vectors.astype(dtype)), SymmetricBurerMonteiro(truth.left)
+    clean = operator.measure([[point]])[0]
+    data = clean + _noise(second, clean, noise) if noise else clean
+    return MatrixSensing(operator, data, (n, n), point)
+
+
+def hankel(
+    length: int,
+    rank: int,
+    observed: float = 0.3,
+    condition_number: float = 1.0,
+    noise: float = 0.0,
+    seed: Any = None,
+    frequencies: Any = None,
+    damping: float = 0.0,
+) -> HankelCompletion:
+    """Some samples of ``sum_k c_k exp((2 pi i f_k - d_k) t)``, t = 0..length-1.
+
+    Parameters
+    ----------
+    rank : int
+        Number of frequencies.
+    observed : float
+        Share of the samples observed, in (0, 1], at uniform positions.
+    condition_number : float
+        Ratio of the largest to the smallest ``|c_k|``; spaced linearly, with random phases.
+    noise : float
+        Relative to the norm of the clean samples.
+    frequencies : array (rank,), optional
+        In cycles per sample; by default random multiples of ``1/m``, m the number of rows of the Hankel matrix,
+        as in the published code of :cite:`tong2021scaledgd`.
+    damping : float
+        The ``d_k`` are uniform in ``[0, damping]``.
+
+    >>> hankel(64, rank=2, observed=0.5, seed=0).shape
+    (33, 32)
+    """
+    if not 0 < observed <= 1:
+        raise ValueError(f"observed must lie in (0, 1], got {observed}")
+    rows = length // 2 + 1
+    check_rank(rank, check_shape((rows, length + 1 - rows)))
+    first, second = _generators(seed)
+    f = first.permutation(rows)[:rank] / rows if frequencies is None else np.asarray(frequencies, float)
+    if f.shape != (rank,):
+        raise ValueError(f"frequencies must have shape ({rank},), got {f.shape}")
+    poles = np.exp(2j * np.pi * f - damping * first.random(rank))
+    weights = np.linspace(1.0, 1.0 / condition_number, rank) * np.exp(2j * np.pi * first.random(rank))
+    signal = poles ** np.arange(length)[:, None] @ weights
+    positions = _sample_positions(second, length, max(1, round(observed * length)))
+    clean = signal[positions]
+    values = clean + _noise(second, clean, noise) if noise else clean
+    return HankelCompletion(positions, values, length, truth=signal)

@@ -1,4 +1,4 @@
-"""Step-size policies: constant, exact line search, backtracking on manifolds, Barzilai-Borwein, Polyak."""
+"""Step-size policies: constant, geometric, Polyak, exact line search, backtracking, Barzilai-Borwein."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .. import xp
 from ..coverage import covers
 from ..spaces import FLAT
 from .geometry import translate
+from .polynomial import loss_polynomial, minimize_polynomial
 
 __all__ = [
     "Auto",
@@ -19,6 +20,7 @@ __all__ = [
     "BarzilaiBorwein",
     "Constant",
     "ExactLineSearch",
+    "Geometric",
     "Move",
     "Place",
     "Polyak",
@@ -102,80 +104,65 @@ class Constant(Search):
 
 @dataclass(frozen=True)
 class Polyak(Search):
-    """``(loss - minimum) / <grad, direction>``: for problems whose least loss is known.
+    """``(loss - minimum) / <grad, direction>``: for problems whose least loss is known, or can be estimated.
 
-    Source: :cite:`polyak1969`.
+    Parameters
+    ----------
+    minimum : float, optional
+        The least loss. None takes the estimate of the problem (`LeastSquares.gap`): zero for squares, and for
+        sums of absolute values what the median of the residuals says, which outliers do not move.
+
+    Notes
+    -----
+    Source: :cite:`polyak1969`; over scaled directions :cite:`tong2021subgradient`.
     """
 
-    minimum: float = 0.0
+    minimum: float | None = 0.0
 
     def init(self):
         return ()
 
     def advance(self, place, move, state):
+        gap = move.problem.gap(place.residual, place.loss) if self.minimum is None else place.loss - self.minimum
         slope = move.gradient.inner(move.direction)
-        return move.to(place, (place.loss - self.minimum) / (slope + (slope == 0))), state
+        return move.to(place, gap / (slope + (slope == 0))), state
 
 
-def minimize_polynomial(coefficients: np.ndarray) -> np.ndarray:
-    """The real minimiser of polynomials bounded from below.
+@dataclass(frozen=True)
+class Geometric(Search):
+    """``initial decay^t / sqrt(<grad, direction>)``: the move itself shrinks geometrically.
+
+    For nonsmooth losses, whose gradients do not vanish at the solution. It converges at the rate ``decay`` if
+    that is slow enough for the problem; 0.9 to 0.95 suits well-posed ones.
 
     Parameters
     ----------
-    coefficients : array (..., 2p + 1)
-        Ascending powers; the even leading coefficient is not negative.
+    initial : float
+        Length of the first move, in the metric of the rule: for ScaledGD in the units of ``||W||_F``. A few
+        times the distance from the start to the solution is safe.
+    decay : float
+        In (0, 1).
 
-    Returns
-    -------
-    array (...)
-        The global minimiser; 0 where the slope at 0 vanishes or a coefficient is not finite.
+    Notes
+    -----
+    Source: :cite:`tong2021subgradient`.
     """
-    flat = coefficients.reshape(-1, coefficients.shape[-1])
-    return np.array([_minimize_one(c) for c in flat]).reshape(coefficients.shape[:-1])
 
+    initial: float
+    decay: float = 0.9
 
-def _minimize_one(c: np.ndarray) -> float:
-    """Scale the variable to the size of the minimiser, then take the best real critical point."""
-    if not np.isfinite(c).all() or c[1] == 0:
-        return 0.0
-    if len(c) == 3:
-        return float(-c[1] / (2 * c[2])) if c[2] > 0 else 0.0
-    powers = np.arange(len(c))
-    scale = _root_size(np.abs(c * powers)[1:], c[2] > 0)
-    scaled = c * scale**powers
-    size = np.abs(scaled[1:]).max()
-    if not np.isfinite(size) or size == 0:
-        return 0.0
-    scaled = scaled / size
-    derivative = (scaled * powers)[1:]
-    keep = np.flatnonzero(np.abs(derivative) > 1e-14 * np.abs(derivative).max())[-1] + 1
-    roots = np.roots(derivative[:keep][::-1])
-    real = roots.real[np.abs(roots.imag) <= 1e-6 * (1 + np.abs(roots.real))]
-    if real.size == 0:
-        return 0.0
-    values = np.polynomial.polynomial.polyval(real, np.concatenate(([0.0], scaled[1:])))
-    best = int(np.argmin(values))
-    return float(real[best] * scale) if values[best] <= 0 else 0.0
+    def __post_init__(self):
+        if not (self.initial > 0 and np.isfinite(self.initial)):
+            raise ValueError(f"initial must be positive and finite, got {self.initial}")
+        if not 0 < self.decay < 1:
+            raise ValueError(f"decay must lie in (0, 1), got {self.decay}")
 
+    def init(self):
+        return self.initial
 
-def _root_size(slopes: np.ndarray, convex: bool) -> float:
-    """A size for the variable: the quadratic guess where it exists, at most a bound on all critical points."""
-    guess = slopes[0] / slopes[1] if convex else np.inf
-    if slopes[-1] > 0:
-        orders = np.arange(len(slopes) - 1, 0, -1)
-        guess = min(guess, float(np.max((slopes[:-1] / slopes[-1]) ** (1 / orders))))
-    return guess if np.isfinite(guess) and guess > 0 else 1.0
-
-
-def _loss_polynomial(products: list[list[Any]]) -> np.ndarray:
-    """Ascending coefficients of ``1/2 || sum_k t^k c_k ||^2`` from the Gram matrix of the ``c_k``."""
-    size = len(products)
-    table: list[Any] = [0.0] * (2 * size - 1)
-    for i in range(size):
-        for j in range(i + 1):
-            weight = 0.5 if i == j else 1.0
-            table[i + j] = table[i + j] + weight * xp.to_numpy(products[i][j]).astype(float)
-    return np.stack(np.broadcast_arrays(*table), axis=-1)
+    def advance(self, place, move, state):
+        slope = move.gradient.inner(move.direction)
+        return move.to(place, state / (slope + (slope <= 0)) ** 0.5 * (slope > 0)), state * self.decay
 
 
 def _path(place: Place, move: Move) -> list[Any]:
@@ -186,10 +173,15 @@ def _path(place: Place, move: Move) -> list[Any]:
 
 def _line_minimum(place: Place, move: Move, weight: float = 0.0) -> tuple[Any, list[Any]]:
     """The exact minimiser along the line, as a number or one per batch element, and the path."""
+    if not move.problem.smooth:
+        raise TypeError(
+            f"a line search needs a sum of squares, not {type(move.problem).__name__}; "
+            'use step_size="auto", lr.Polyak(...) or lr.Geometric(...)'
+        )
     path = _path(place, move)
     inner = move.problem.inner
     products = [[inner(a, b) for b in path[: i + 1]] for i, a in enumerate(path)]
-    coefficients = _loss_polynomial(products)
+    coefficients = loss_polynomial(products)
     if weight:
         coefficients = _add(coefficients, weight * _orthogonality_polynomial(place.point, move))
     step = minimize_polynomial(coefficients)
@@ -215,7 +207,7 @@ def _orthogonality_polynomial(point: Any, move: Move) -> np.ndarray:
                 -(cross + xp.adjoint(cross)),
                 xp.gram(d),
             ]
-            total = total + _loss_polynomial([[xp.inner(a, b) for b in terms[: k + 1]] for k, a in enumerate(terms)])
+            total = total + loss_polynomial([[xp.inner(a, b) for b in terms[: k + 1]] for k, a in enumerate(terms)])
     return total
 
 
@@ -320,6 +312,8 @@ class BarzilaiBorwein(Search):
         return (None, None, ())
 
     def advance(self, place, move, state):
+        if not move.problem.smooth:
+            return Polyak(None).advance(place, move, ())[0], state
         old_point, old_gradient, losses = state
         losses = (*losses, place.loss)[-self.memory :]
         kept = (place.point, move.gradient, losses)
@@ -342,18 +336,62 @@ def _largest(losses: tuple[Any, ...]) -> Any:
 
 
 @dataclass(frozen=True)
+class Secant(Search):
+    """The step of the last move, corrected to where the slope along it would have vanished.
+
+    ``t <g, d> / (<g, d> - <g_new, d>)`` with the last step t, gradient g and direction d: Barzilai-Borwein in
+    the metric of the rule, for losses whose line search is only a model. The first step, and one after which
+    the loss would exceed the largest of the last ``memory`` losses, is the minimiser of the model, backtracked.
+    Source: after :cite:`barzilai1988`.
+    """
+
+    memory: int = 8
+
+    def init(self):
+        return (None, ())
+
+    def advance(self, place, move, state):
+        last, losses = state
+        losses = (*losses, place.loss)[-self.memory :]
+        slope = move.gradient.inner(move.direction)
+        steps = [_secant_step(move, *last)] if last is not None else []
+        for step in (*steps, None):
+            step = _line_minimum(place, move)[0] if step is None else step
+            new = move.to(place, step)
+            if bool((new.loss <= _largest(losses)).all()):
+                return new, ((move.direction, step, slope), losses)
+        return Backtracking(most=8).advance(place, move, ())[0], (None, losses)
+
+
+def _secant_step(move: Move, direction: Any, step: Any, slope: Any) -> Any:
+    """Where the slope along the last move vanishes, or None when it grew."""
+    drop = slope - move.gradient.inner(direction)
+    return step * slope / drop if bool((drop > 0).all()) else None
+
+
+@dataclass(frozen=True)
 class Auto(Search):
-    """The step that needs no tuning: exact where the factors move in straight lines, else backtracking."""
+    """The step that needs no tuning, by the loss and the way the point moves.
+
+    Along straight lines of the factors: the exact minimiser of a quadratic loss, and a secant step for others;
+    on a manifold: backtracking; Polyak's step with an estimated minimum where the loss has kinks.
+    """
 
     exact: ExactLineSearch = ExactLineSearch()
     manifold: Backtracking = Backtracking()
+    kinked: Polyak = Polyak(None)
+    modelled: Secant = Secant()
 
     def init(self):
-        return self.exact.init(), self.manifold.init()
+        return None
 
     def advance(self, place, move, state):
-        if move.mover is translate or all(place.point.spaces[i] is FLAT for i in move.wrt):
-            new, part = self.exact.advance(place, move, state[0])
-            return new, (part, state[1])
-        new, part = self.manifold.advance(place, move, state[1])
-        return new, (state[0], part)
+        chosen = self._choose(place, move)
+        return chosen.advance(place, move, chosen.init() if state is None else state)
+
+    def _choose(self, place: Place, move: Move) -> Search:
+        if not move.problem.smooth:
+            return self.kinked
+        if not (move.mover is translate or all(place.point.spaces[i] is FLAT for i in move.wrt)):
+            return self.manifold
+        return self.exact if move.problem.quadratic else self.modelled

@@ -60,12 +60,14 @@ def in_library(value: Any, library: str) -> Any:
 
 
 def fitting_shape(form: Any, rank: int) -> tuple[int, int]:
-    """A rectangular shape, or a square one for a form that refuses rectangles."""
-    try:
-        form.shapes((rank + 4, rank + 2), rank)
-    except ValueError:
-        return rank + 3, rank + 3
-    return rank + 4, rank + 2
+    """A small shape that holds the size: rectangular, with even sides if need be, or square if it must be."""
+    for shape in ((rank + 4, rank + 2), (2 * rank + 2, 2 * rank), (rank + 3, rank + 3)):
+        try:
+            form.shapes(shape, rank)
+        except ValueError:
+            continue
+        return shape
+    raise ValueError(f"{form.__name__} takes no small shape for size {rank}; give one")
 
 
 def settle(point: Any) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import xp
 from ..factors import ByFactor, Factors, Gauged, Multilinear
+from ..operators import ImplicitMatrix, Pattern, SampledMatrix, Target
 from .common import (
     as_arrays,
     elements,
@@ -25,7 +26,7 @@ __all__ = ["check_parameterization"]
 
 
 class _Case(NamedTuple):
-    """A point with a direction, a tangent vector, a matrix G, rows to apply to, and sampled positions."""
+    """A point with a direction, a tangent vector, a matrix G, rows to apply to, sampled positions and a product."""
 
     point: Any
     direction: Any
@@ -34,7 +35,9 @@ class _Case(NamedTuple):
     x: Any
     rows: Any
     cols: Any
+    factors: tuple[Any, Any]
     batch: tuple[int, ...]
+    size: int
     tol: float
 
     @property
@@ -65,8 +68,9 @@ def check_parameterization(
     ----------
     form : type[Factors]
     shape : tuple of int, optional
-        Of the matrix; small. By default ``(rank + 4, rank + 2)``, or a square one for a form that needs it.
+        Of the matrix; small. By default ``(rank + 4, rank + 2)``, or what the form needs.
     rank : int
+        The size that ``shapes`` takes.
     library : {"numpy", "torch"}
     dtype : numpy dtype
         Real or complex, in double precision.
@@ -88,6 +92,7 @@ def check_parameterization(
         _check_batch(case)
     if library != "numpy":
         translated = case._replace(**{k: in_library(getattr(case, k), library) for k in _Case._fields[:7]})
+        translated = translated._replace(factors=tuple(in_library(a, library) for a in case.factors))
         for what, run in OPERATIONS.items():
             require_close(run(translated), run(case), f"{case.name}: {what} in {library} and NumPy", tol)
         case = translated
@@ -105,7 +110,8 @@ def _case(form: Any, shape: Any, rank: int, dtype: Any, batch: Any, rng: Any, to
     g = random_like(np.zeros((*batch, *shape), dtype), rng)
     x = random_like(np.zeros((*batch, 4, shape[1]), dtype), rng)
     rows, cols = rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20)
-    return _Case(point, direction, point.project(direction), g, x, rows, cols, batch, tol)
+    factors = tuple(random_like(np.zeros((*batch, k, rank), dtype), rng) for k in shape)
+    return _Case(point, direction, point.project(direction), g, x, rows, cols, factors, batch, rank, tol)
 
 
 def _moved(case: _Case, t: float) -> Any:
@@ -138,7 +144,7 @@ def _check_batch(c: _Case) -> None:
     for what, run in OPERATIONS.items():
         whole = run(c)
         for *inputs, part in elements(c.batch, *c[:5], whole):
-            single = _Case(*inputs, c.rows, c.cols, (), c.tol)
+            single = c._replace(**dict(zip(_Case._fields, inputs, strict=False)), batch=())
             require_close(part, run(single), f"{c.name}: {what} of a batch and of its elements", c.tol)
 
 
@@ -153,15 +159,38 @@ def _check_forward(c: _Case) -> None:
     require_close(c.point.entries(c.rows, c.cols), expected, f"{c.name}: entries of dense", c.tol)
     left, right = c.point.product()
     require_close(left @ xp.adjoint(right), dense, f"{c.name}: product multiplies to dense", c.tol)
-    again = type(c.point).from_product(left, right)
-    require_close(again.dense(), dense, f"{c.name}: from_product keeps the matrix", c.tol)
+    form = type(c.point)
+    again = form.from_product(left, right)
+    require_close(again.dense(), dense, f"{c.name}: from_product keeps a matrix of the form", c.tol)
     require_close(settle(again), again, f"{c.name}: from_product lands on the spaces", c.tol)
+    other = form.from_product(*c.factors)
+    gap = other.dense() - c.factors[0] @ xp.adjoint(c.factors[1])
+    if form.universal:
+        require_close(gap, 0 * gap, f"{c.name}: declared universal, but from_product changes the matrix", c.tol)
+    else:
+        pulled = other.pullback(gap)
+        label = f"{c.name}: from_product is not the nearest point, the distance has a slope"
+        require_close(pulled, pulled.map(lambda a: 0 * a), label, c.tol)
+    _check_small(c, other)
+
+
+def _check_small(c: _Case, point: Any) -> None:
+    """A size smaller or larger than the number of columns is the one that the point gets."""
+    form = type(point)
+    for size in range(max(1, c.size - 1), min(c.size + 1, *point.shape) + 1):
+        try:
+            shapes = form.shapes(point.shape, size)
+        except ValueError:
+            continue
+        resized = form.from_product(*c.factors, size)
+        got = tuple(tuple(a.shape[len(c.batch) :]) for a in resized.arrays())
+        require(got == tuple(shapes), f"{c.name}: from_product at size {size} has arrays {got}")
 
 
 def _check_sizes(c: _Case) -> None:
     axes = len(c.batch)
     stored = sum(int(np.prod(a.shape[axes:])) for a in c.point.arrays())
-    counted = type(c.point).parameter_count(c.point.shape, c.point.rank)
+    counted = type(c.point).parameter_count(c.point.shape, c.size)
     require(stored == counted, f"{c.name}: stores {stored} numbers, parameter_count says {counted}")
     require(c.point.batch_shape == c.batch, f"{c.name}: batch_shape is {c.point.batch_shape}")
     tops = np.linalg.matrix_rank(xp.to_numpy(c.point.dense()))
@@ -206,14 +235,25 @@ def _check_expansion(c: _Case) -> None:
 
 
 def _check_operators(c: _Case) -> None:
-    """G may be sparse or a linear operator."""
+    """G may be sparse, sampled, a linear operator or implicit, or the adjoint of such a thing."""
     from scipy.sparse import csr_array
     from scipy.sparse.linalg import aslinearoperator
 
-    expected = c.point.pullback(c.g)
-    for g in (csr_array(c.g), aslinearoperator(c.g)):
+    m, n = c.point.shape
+    thinned = c.g * (np.arange(m)[:, None] != np.arange(n))
+    rows, cols = thinned.nonzero()
+    sampled = SampledMatrix(Pattern(rows, cols, (m, n)), thinned[rows, cols])
+    back = thinned.T.conj()
+    cols, rows = back.nonzero()
+    flipped = SampledMatrix(Pattern(cols, rows, (n, m)), back[cols, rows]).adjoint()
+    half = ImplicitMatrix(Target(csr_array(0.5 * thinned), 0.0), -1.0, ((0.5, thinned, np.eye(n)),))
+    turned = ImplicitMatrix(Target(aslinearoperator(0.5 * back), 0.0), -1.0, ((0.5, back, np.eye(m)),)).adjoint()
+    expected = c.point.pullback(thinned)
+    for g in (csr_array(thinned), aslinearoperator(thinned), sampled, flipped, half, turned):
         label = f"{c.name}: pullback of a {type(g).__name__}"
         require_close(c.point.pullback(g), expected, label, c.tol)
+        for i in range(len(c.point.names)):
+            require_close(c.point.partial(i, g), expected.arrays()[i], f"{label}, partial {i}", c.tol)
 
 
 # whitening ------------------------------------------------------------------------------------------------

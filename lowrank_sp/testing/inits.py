@@ -42,7 +42,8 @@ def check_init(
     batch : tuple of int
         Leading axes of the data.
     exact : bool
-        Whether the start solves a factorization of exactly this rank.
+        Whether the start solves a factorization whose target has exactly this rank, or for a form that is not
+        universal is a matrix of the form at this size.
     seed : int
     tol : float
 
@@ -52,9 +53,8 @@ def check_init(
         With the start and the property that does not hold.
     """
     shape = fitting_shape(form, rank)
-    target = random_point(form, shape, rank, np.random.default_rng(seed), dtype, batch).dense()
-    if shape[0] == shape[1]:  # for symmetric forms: a target that they can reach
-        target = target @ xp.adjoint(target) / np.linalg.norm(target)
+    source = BurerMonteiro if form.universal else form
+    target = random_point(source, shape, rank, np.random.default_rng(seed), dtype, batch).dense()
     problem = MatrixFactorization(in_library(target, library))
     name = f"{getattr(init, '__name__', init)} for {form.__name__}"
     point = init(problem, form, rank, seed=seed)

@@ -12,7 +12,18 @@ from ..factors import Factors, Gauged
 from ..parameterizations import FORMS, BurerMonteiro
 from ..problems import MatrixFactorization
 from ..rules import Rule, check_needs
-from .common import as_arrays, elements, fitting_shape, in_library, random_point, require, require_close
+from ..spaces import FLAT
+from .common import (
+    as_arrays,
+    elements,
+    fitting_shape,
+    in_library,
+    random_like,
+    random_point,
+    require,
+    require_close,
+    settle,
+)
 
 __all__ = ["check_rule"]
 
@@ -81,11 +92,19 @@ def check_rule(
 
 
 def _instance(form: Any, rng: Any, dtype: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
-    """A target of rank two and spectral norm one, and a start some way off it."""
-    shape = fitting_shape(form, RANK)
-    target = random_point(form, shape, RANK, rng, dtype, batch).dense()
-    target = target / np.linalg.norm(target, 2, axis=(-2, -1), keepdims=True)
-    return target, random_point(form, shape, RANK, rng, dtype, batch)
+    """A well-conditioned target of spectral norm one, and a start at a third of that norm from it.
+
+    Closer than the least singular value, so that no rule has to pass through a singular point: undamped scaled
+    steps with momentum would be thrown off there.
+    """
+    m, n = fitting_shape(form, RANK)
+    point = random_point(form, (2 * m, 2 * n), RANK, rng, dtype, batch)
+    arrays = [a / abs(a) if k == 1 else xp.polar(a) for a, k in zip(point.arrays(), form.ndims, strict=True)]
+    size = np.linalg.norm(form(*arrays).dense(), 2, axis=(-2, -1)) ** (-1 / form.spaces.count(FLAT))
+    parts = zip(form.spaces, form.ndims, arrays, strict=True)
+    point = form(*[xp.expand(size, k) * a if space is FLAT else a for space, k, a in parts])
+    noise = point.map(lambda a: random_like(a, rng))
+    return point.dense(), settle(point + noise.scale(0.3 * point.norm() / noise.norm()))
 
 
 def _run(rule: Any, problem: Any, point: Any, steps: int, lr: float, state: Any = None) -> tuple[Any, Any]:

@@ -1,0 +1,12 @@
+"""Convex and thresholding baselines: solvers like all others, run by `lowrank_sp.solve`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .pursuit import PCP
+from .shrinkage import APG, SVT, SoftImpute
+from .thresholding import NIHT, SVP
+
+__all__ = ["APG", "BASELINES", "NIHT", "PCP", "SVP", "SVT", "SoftImpute"]
+
+BASELINES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (SoftImpute, APG, SVT, SVP, NIHT, PCP)}

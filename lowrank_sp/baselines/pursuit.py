@@ -1,0 +1,90 @@
+"""Principal component pursuit: the convex program for low rank plus sparse."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .. import xp
+from ..coverage import covers
+from ..descent import Solver, State
+from ..parameterizations import SVD
+from ..problems import RobustPCA
+from .common import leading, shrink
+
+__all__ = ["PCP", "Pursuit"]
+
+
+@dataclass(frozen=True)
+class Pursuit(Solver):
+    """``min ||L||_* + weight ||S||_1`` with ``L + S = A``, by alternating directions (ADMM).
+
+    Parameters
+    ----------
+    weight : float, optional
+        ``1 / sqrt(max(m, n))`` by default.
+    penalty : float, optional
+        Of the constraint; ``m n / (4 ||A||_1)`` by default.
+    rank : int, optional
+        Most singular values kept, by warm block power iterations; by default all, by a full decomposition.
+    """
+
+    weight: float | None = None
+    penalty: float | None = None
+    rank: int | None = None
+    name: str = "PCP"
+    form: ClassVar[type] = SVD
+
+    def __post_init__(self):
+        for name, value in (("weight", self.weight), ("penalty", self.penalty)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+
+    def start(self, problem, point):
+        if not isinstance(problem, RobustPCA):
+            raise TypeError(f"PCP needs a RobustPCA problem, not {type(problem).__name__}")
+        if point.batch_shape:
+            raise ValueError(f"PCP runs one problem at a time, got a batch of {point.batch_shape}")
+        residual, point = problem.residual(point), point.to(SVD)
+        size = float(abs(problem.data).sum())
+        penalty = problem.data.shape[0] * problem.data.shape[1] / (4 * size) if self.penalty is None else self.penalty
+        weight = max(problem.shape) ** -0.5 if self.weight is None else self.weight
+        return State(point, residual, problem.loss(residual), None, (0 * problem.data, penalty, weight))
+
+    def step(self, problem, state):
+        multiplier, penalty, weight = state.memory
+        sparse = _soften(problem.data - state.point.dense() + multiplier / penalty, weight / penalty)
+        wide = _leading(problem.data - sparse + multiplier / penalty, state.point, self.rank)
+        point = shrink(wide, 1 / penalty)
+        gap = problem.data - point.dense() - sparse
+        residual = problem.residual(point)
+        norm = xp.inner(gap, gap) ** 0.5
+        return State(point, residual, problem.loss(residual), norm, (multiplier + penalty * gap, penalty, weight))
+
+
+def _leading(matrix: Any, last: SVD, rank: int | None) -> SVD:
+    """Leading singular triplets of a dense matrix: all of them, or ``rank`` from those of the last iterate."""
+    if rank is not None:
+        return leading(matrix, last.right, min(rank, *matrix.shape))
+    u, s, vh = xp.namespace(matrix).linalg.svd(matrix, full_matrices=False)
+    return SVD(u, s, xp.adjoint(vh))
+
+
+def _soften(values: Any, threshold: float) -> Any:
+    """Entries moved towards zero by ``threshold``."""
+    size = abs(values)
+    kept = (size - threshold) * (size > threshold)
+    return values * (kept / (size + (size == 0)))
+
+
+@covers("O19", "S05")
+def PCP(weight: float | None = None, penalty: float | None = None, rank: int | None = None) -> Pursuit:
+    """Principal component pursuit by ADMM, on a `RobustPCA` problem; needs no rank and no share of outliers.
+
+    Parameters as for `Pursuit`. One full singular value decomposition per iteration unless ``rank`` is given;
+    the start gives the first low-rank part, and the sparse part is ``problem.data - result.point.dense()``. The
+    recorded loss is that of the problem, which this method does not minimise.
+
+    Source: :cite:`candes2011rpca`.
+    """
+    return Pursuit(weight, penalty, rank)

@@ -1,0 +1,224 @@
+"""Recovery in the presence of outliers: trimmed least squares for entries, absolute values for measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import xp
+from ..coverage import covers
+from .base import LeastSquares, block_cgls, relative_error
+from .checks import as_data, check_shape
+from .ensembles import as_ensemble
+
+__all__ = ["RobustPCA", "RobustSensing", "keep_largest"]
+
+Array = Any
+
+# Mean over median of |g| for a Gaussian g: turns a median of residuals into a mean.
+MEAN_OVER_MEDIAN = (2 / np.pi) ** 0.5 / 0.6744897501960817
+
+
+def keep_largest(array: Array, share: float) -> Array:
+    """The entries (..., m, n) among the ``share n`` largest magnitudes of their row and the ``share m`` of their
+    column; zero elsewhere.
+
+    By partition, not by sorting. Ties are all kept. Source: the operator T of :cite:`yi2016rpca`.
+    """
+    m, n = array.shape[-2:]
+    rows, cols = round(share * n), round(share * m)
+    if not (rows and cols):
+        return 0 * array
+    size = abs(array)
+    keep = (size >= _order_statistic(size, n - rows)) & (size >= _order_statistic(size.mT, m - cols).mT)
+    return array * keep
+
+
+def _order_statistic(values: Array, index: int) -> Array:
+    """The value number ``index`` (from zero, ascending) along the last axis, (..., k, 1)."""
+    if xp.is_torch(values):
+        return values.kthvalue(index + 1, dim=-1, keepdim=True).values
+    return np.partition(np.ascontiguousarray(values), index, axis=-1)[..., index : index + 1]
+
+
+@covers("S05")
+class RobustPCA(LeastSquares):
+    """A low-rank matrix plus sparse outliers: ``A = W + S`` with S sparse in every row and column.
+
+    The loss is trimmed, ``1/2 || W + S - A ||_F^2`` with ``S = T(A - W)`` the entries of the residual that are
+    among the ``factor * outliers`` largest of their row *and* of their column. With S held fixed it is a
+    factorization of ``A - S``; gradients are those of that factorization, and line searches take it as their
+    model (``quadratic = False``), so ``"auto"`` steps backtrack on the trimmed loss. Constant steps up to 2/3 of
+    `ScaledGD` are the published method.
+
+    Parameters
+    ----------
+    matrix : array (..., m, n)
+        A.
+    outliers : float
+        Largest share of outliers in any row or column, in (0, 0.5). An estimate from above is safe.
+    factor : float
+        How much larger than ``outliers`` the share is that the iterations trim; the surrogate of the starts
+        trims ``outliers`` itself.
+    truth : Factors or array, optional
+        The low-rank part that errors are measured against.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For data that are NaN, infinite, empty or not numeric, or shares out of range.
+
+    Notes
+    -----
+    Because T is not a projection, the trimmed loss may rise where that of the model falls.
+    Source: :cite:`tong2021scaledgd`, section 4; :cite:`yi2016rpca`.
+    """
+
+    data_ndim = 2
+    quadratic = False
+
+    def __init__(self, matrix: Any, outliers: float = 0.1, factor: float = 2.0, truth: Any = None):
+        self.data = as_data(matrix, "matrix", 2)
+        if not 0 < outliers < 0.5:
+            raise ValueError(f"outliers must lie in (0, 0.5), got {outliers}")
+        if not (factor >= 1 and factor * outliers < 1):
+            raise ValueError(f"factor must lie in [1, 1 / outliers) = [1, {1 / outliers:g}), got {factor}")
+        self.shape = (int(self.data.shape[-2]), int(self.data.shape[-1]))
+        self.outliers, self.share = float(outliers), float(factor * outliers)
+        self.refresh = 1
+        self._trimmed = self.data - keep_largest(self.data, self.outliers)
+        self.scale = float(xp.to_numpy(self.inner(self._trimmed, self._trimmed)).max())
+        self.truth = truth
+
+    def sparse_part(self, point: Any) -> Array:
+        """S = T(A - F(x)), an array (..., m, n)."""
+        return keep_largest(self.data - point.dense(), self.share)
+
+    def measure(self, *sums):
+        out = []
+        for points in sums:
+            total = points[0].dense()
+            for point in points[1:]:
+                total = total + point.dense()
+            out.append(total)
+        return out
+
+    def residual(self, point):
+        gap = point.dense() - self.data
+        return gap - keep_largest(gap, self.share)
+
+    def backproject(self, residual):
+        return residual
+
+    def surrogate(self):
+        return self._trimmed
+
+    def amplitude(self, image):
+        size, overlap = self.inner(image, image), self.inner(image, self._trimmed)
+        return overlap * (overlap > 0) / (size + (size == 0))
+
+    def like(self):
+        return self.data
+
+    def error(self, point, residual=None) -> Any:
+        return None if self.truth is None else relative_error(point, self.truth)
+
+    def solve_block(self, point, gradient, index, ridge):
+        return block_cgls(self, point, gradient, index, ridge)
+
+
+@covers("S01")
+class RobustSensing(LeastSquares):
+    """``sum_i |<M_i, W> - y_i|``: linear measurements of which a share is arbitrarily wrong.
+
+    The loss is nonsmooth (``smooth = False``): solve with `ScaledGD` and Polyak steps (``"auto"`` estimates the
+    least loss from the median residual; ``lr.Polyak(minimum)`` where it is known) or ``lr.Geometric(...)``.
+
+    Parameters
+    ----------
+    operator, measurements, shape, truth
+        As for `MatrixSensing`.
+    outliers : float
+        Share of wrong measurements, in [0, 0.5); an estimate from above is safe. The starts drop that share of
+        the largest measurements, and the estimate of the least loss uses it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `MatrixSensing`, and for a share out of range.
+
+    Notes
+    -----
+    Source: :cite:`tong2021subgradient`; the truncated start is that of its published code.
+    """
+
+    data_ndim = 1
+    quadratic = False
+    smooth = False
+
+    def __init__(self, operator: Any, measurements: Any, shape: Any, outliers: float = 0.2, truth: Any = None):
+        self.shape = check_shape(shape)
+        self.operator = as_ensemble(operator, self.shape)
+        self.data = as_data(measurements, "measurements", 1)
+        if self.data.shape[-1] != self.operator.count:
+            raise ValueError(
+                f"measurements has {self.data.shape[-1]} values, but the operator makes {self.operator.count}"
+            )
+        if not 0 <= outliers < 0.5:
+            raise ValueError(f"outliers must lie in [0, 0.5), got {outliers}")
+        xp.namespace(self.data.real, self.operator.like().real)
+        self.outliers, self.truth = float(outliers), truth
+        size = abs(self.data)
+        last = int(np.ceil((1 - self.outliers) * self.operator.count)) - 1
+        self._kept = self.data * (size <= _order_statistic(size, last))
+        self.scale = float(xp.to_numpy(abs(self._kept).sum(-1)).max())
+
+    def measure(self, *sums):
+        return self.operator.measure([list(points) for points in sums])
+
+    def loss(self, residual):
+        return abs(residual).sum(-1)
+
+    def slope(self, residual):
+        """``sign(residual)``, zero at zero; ``residual / |residual|`` for complex data."""
+        size = abs(residual)
+        return residual / (size + (size == 0))
+
+    def backproject(self, residual):
+        return self.operator.adjoint(residual)
+
+    def surrogate(self):
+        return self.operator.surrogate(self._kept)
+
+    def gap(self, residual, loss):
+        """The clean residuals summed, from their median: wrong measurements add about as much as they take."""
+        clean = 1 - self.outliers
+        count = residual.shape[-1]
+        median = _order_statistic(abs(residual), int(0.5 * clean * count))[..., 0]
+        return (MEAN_OVER_MEDIAN * clean * count) * median
+
+    def rounding(self, precision):
+        return 32 * precision * self.scale
+
+    def amplitude(self, image):
+        """The c that minimises ``sum_i |c image_i - y_i|``: a weighted median of ratios, which outliers do not move."""
+        size = abs(image)
+        ratio = (image.conj() * self.data).real / (size + (size == 0)) ** 2
+        order = ratio.argsort(-1)
+        backend = xp.namespace(size)
+        along = backend.take_along_dim if xp.is_torch(size) else np.take_along_axis
+        weights = along(size, order, -1).cumsum(-1)
+        first = (weights < 0.5 * weights[..., -1:]).sum(-1)[..., None]
+        c = along(ratio, order, -1)
+        c = along(c, first, -1)[..., 0]
+        return c * (c > 0)
+
+    def like(self):
+        return self.operator.like() + 0 * self.data.reshape(-1)[:1]
+
+    def error(self, point, residual=None) -> Any:
+        return None if self.truth is None else relative_error(point, self.truth)
+
+    def solve_block(self, point, gradient, index, ridge):
+        raise TypeError("RobustSensing is no least-squares problem in a block; use lr.ScaledGD()")

@@ -21,6 +21,7 @@ __all__ = ["ROOT", "Study", "code_hash", "find", "import_study", "load", "names"
 ROOT = Path(__file__).resolve().parent
 _NEEDED = ("run", "measures", "figures")
 _REPORTING = ("measures", "figures", "tables")
+_REPORTING_FILES = ("analysis.py", "plots.py")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,17 @@ def load(name: str, root: Path | None = None) -> Study:
 
 
 def code_hash(path: Path) -> str:
-    """Hash of what can change a row: study.py without comments, docstrings and reporting functions."""
+    """Hash of what can change a row: study.py and its helpers, without comments, docstrings and reporting.
+
+    Reporting is the functions `measures`, `figures` and `tables`, and the files analysis.py and plots.py.
+    """
+    others = sorted(p for p in path.parent.glob("*.py") if p.name not in (path.name, *_REPORTING_FILES))
+    text = "\n".join(_essence(p) for p in (path, *others))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _essence(path: Path) -> str:
+    """The code of a file without comments, docstrings and reporting functions."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except (OSError, SyntaxError, ValueError) as error:
@@ -81,7 +92,7 @@ def code_hash(path: Path) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+    return ast.unparse(tree)
 
 
 @lru_cache(maxsize=64)

@@ -21,13 +21,11 @@ BLOCK = 8192
 def sampled_product(left: Array, right: Array, rows: Array, cols: Array) -> Array:
     """``sum_k left[..., rows, k] conj(right[..., cols, k])``, an array (..., N), in blocks of samples."""
     backend = xp.namespace(left, right)
-    if left.ndim == 2 and rows.shape[0] <= BLOCK:
-        return _pairwise(left[rows], right[cols])
     if backend is np:
         out = np.empty((*left.shape[:-2], rows.shape[0]), dtype=np.result_type(left, right))
         for start in range(0, rows.shape[0], BLOCK):
             part = slice(start, start + BLOCK)
-            out[..., part] = _pairwise(left[..., rows[part], :], right[..., cols[part], :])
+            out[..., part] = _pairwise(left.take(rows[part], -2), right.take(cols[part], -2))
         return out
     size = BLOCK if left.device.type == "cpu" else 1 << 22
     blocks = [

@@ -159,7 +159,7 @@ class RobustSensing(LeastSquares):
 
     def __init__(self, operator: Any, measurements: Any, shape: Any, outliers: float = 0.2, truth: Any = None):
         self.shape = check_shape(shape)
-        self.operator = as_ensemble(operator, self.shape)
+        self.operator: Any = as_ensemble(operator, self.shape)
         self.data = as_data(measurements, "measurements", 1)
         if self.data.shape[-1] != self.operator.count:
             raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 import lowrank_sp as lr
+from lowrank_sp.baselines.common import Sum, combine, leading, shrink
 
 __all__ = ["penalty_path", "soft_impute"]
 
@@ -86,8 +87,5 @@ def _widened(point: lr.SVD, width: int, rng: np.random.Generator) -> lr.SVD:
 
 def _shrunk(problem: lr.MatrixCompletion, point: lr.SVD, penalty: float) -> lr.SVD:
     """Leading singular triplets of ``W - P(W - M)``, with shrunk values."""
-    u, s, v = point.arrays()
-    gap = problem.backproject(problem.residual(point))
-    q = np.linalg.qr(u * s - gap @ v)[0]
-    right, values, left = np.linalg.svd((v * s) @ (u.T @ q) - gap.adjoint() @ q, full_matrices=False)
-    return lr.SVD(q @ left.T, np.maximum(values - penalty, 0.0), right)
+    filled = Sum((1.0, combine((1.0, point))), (-1.0, problem.backproject(problem.residual(point))))
+    return shrink(leading(filled, point.right, point.rank), penalty)

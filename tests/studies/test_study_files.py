@@ -96,6 +96,18 @@ def test_every_study_of_the_project_has_a_valid_configuration():
 # claims -----------------------------------------------------------------------------------------
 
 
+def test_rows_belong_to_the_code_that_computes_them(toy: Toy):
+    keys = [set(load("toy", toy.folder.parent).cells())]
+    for name in ("plots.py", "analysis.py", "helper.py"):
+        (toy.folder / name).write_text("VALUE = 1\n")
+        keys.append(set(load("toy", toy.folder.parent).cells()))
+    (toy.folder / "helper.py").write_text("VALUE = 1  # a comment\n")
+    keys.append(set(load("toy", toy.folder.parent).cells()))
+    assert keys[0] == keys[1] == keys[2]  # reporting
+    assert keys[3] == keys[4]
+    assert not keys[3] & keys[2]
+
+
 def claim(expect: str, over: str = "all", tolerance: float | None = None) -> Claim:
     return Claim("id", "statement", "source", "y", Expectation.parse(expect, tolerance), over)
 

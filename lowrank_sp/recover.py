@@ -113,7 +113,7 @@ def robust_pca(
     if len(problem.data.shape) != 2:
         raise ValueError(f"matrix must have two axes, got shape {tuple(problem.data.shape)}")
     first = inits.spectral(problem, BurerMonteiro, rank)
-    wide = solve(problem, first, PCP(rank=rank + 10), 80, 0.0).point.to(SVD)
+    wide = solve(problem, first, PCP(rank=rank + 10), 80, 1e-4).point.to(SVD)
     point = SVD(*(a[..., :rank] for a in wide.arrays())).to(BurerMonteiro)
     share = float(xp.to_numpy(_largest_share(_stands_out(problem.data, point)))) if outliers is None else outliers
     problem = RobustPCA(problem.data, min(max(share, 1e-3), 0.4))

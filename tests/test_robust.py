@@ -93,6 +93,22 @@ def test_the_one_line_robust_pca_finds_the_outliers_by_itself(convert, noise, ou
     assert ((np.asarray(sparse) != 0) == large).mean() > 0.99
 
 
+@pytest.mark.slow
+@pytest.mark.covers("S05")
+def test_the_one_line_robust_pca_succeeds_on_random_instances():
+    """Sizes, ranks, condition numbers to 1e3, noise to 1 %, up to 12 % outliers of any size: 38 of 40."""
+    rng = np.random.default_rng(1)
+    good = 0
+    for seed in range(40):
+        (m, n), rank = rng.integers(60, 300, 2), int(rng.integers(1, 6))
+        condition_number = 10 ** rng.uniform(0, 3) if rank > 1 else 1.0
+        noise, outliers, magnitude = rng.choice([0, 1e-3, 1e-2]), rng.uniform(0.01, 0.12), 10 ** rng.uniform(0, 2)
+        made = lr.synthetic.robust(m, n, rank, outliers, magnitude, condition_number, noise, seed)
+        result, _ = lr.robust_pca(made.data, rank)
+        good += bool(result.success and made.error(result.point) < max(1e-6, 3 * noise))
+    assert good >= 38
+
+
 def signs(n, rank, condition_number, rng):
     """The truth of the published codes: singular vectors of sign matrices, symmetric."""
     u = np.linalg.svd(np.sign(rng.standard_normal((n, rank))), full_matrices=False)[0]

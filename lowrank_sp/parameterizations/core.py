@@ -8,16 +8,16 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Gauged, Multilinear, factorization
+from ..factors import Factors, Gauged, Multilinear, factorization
 from .bm import resized, sampled_product
 
-__all__ = ["Core", "DiagonalCore", "WithCore", "WithValues"]
+__all__ = ["Core", "CoreImage", "DiagonalCore", "WithCore", "WithValues", "orthonormal_core"]
 
 Array = Any
 
 
-class WithCore(Multilinear):
-    """``left core right^H``, wherever the factors live."""
+class CoreImage(Factors):
+    """The matrix ``left core right^H``, whatever its differential."""
 
     left: Array
     core: Array
@@ -48,6 +48,19 @@ class WithCore(Multilinear):
 
     def entries(self, rows, cols):
         return sampled_product(self.left @ self.core, self.right, rows, cols)
+
+
+def orthonormal_core(left: Array, right: Array, rank: int | None) -> tuple[Array, Array, Array]:
+    """``(U, S, V)`` with orthonormal U and V and ``U S V^H = left right^H``, resized to ``rank``."""
+    left, right = resized(left, right, rank)
+    backend = xp.namespace(left, right)
+    ql, rl = backend.linalg.qr(left)
+    qr, rr = backend.linalg.qr(right)
+    return ql, rl @ xp.adjoint(rr), qr
+
+
+class WithCore(CoreImage, Multilinear):
+    """``left core right^H`` as a function of three independent factors, wherever they live."""
 
     def partial(self, index, g):
         if index == 0:

@@ -6,9 +6,10 @@ from typing import Any
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Factors, factorization
+from ..factors import factorization
 from ..spaces import FLAT, STIEFEL
-from .bm import BurerMonteiro, resized, sampled_product, thin_svd
+from .bm import BurerMonteiro, thin_svd
+from .core import CoreImage, orthonormal_core
 
 __all__ = ["FixedRank", "orthographic"]
 
@@ -17,7 +18,7 @@ Array = Any
 
 @covers("O10")
 @factorization
-class FixedRank(Factors):
+class FixedRank(CoreImage):
     """W = U S V^H with orthonormal U, V and an invertible r x r core S.
 
     A tangent vector at W is ``U M V^H + U_p V^H + U V_p^H`` with ``U^H U_p = 0`` and ``V^H V_p = 0``; it is
@@ -45,39 +46,10 @@ class FixedRank(Factors):
     right: Array
 
     spaces = (STIEFEL, FLAT, STIEFEL)
-    zeros = ("core",)
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
-
-    @property
-    def rank(self):
-        return self.core.shape[-1]
-
-    @classmethod
-    def shapes(cls, shape, rank):
-        return (shape[0], rank), (rank, rank), (shape[1], rank)
 
     @classmethod
     def from_product(cls, left, right, rank=None):
-        left, right = resized(left, right, rank)
-        backend = xp.namespace(left, right)
-        ql, rl = backend.linalg.qr(left)
-        qr, rr = backend.linalg.qr(right)
-        return cls(ql, rl @ xp.adjoint(rr), qr)
-
-    def product(self):
-        return self.left @ self.core, self.right
-
-    def dense(self):
-        return (self.left @ self.core) @ xp.adjoint(self.right)
-
-    def apply(self, x):
-        return (x @ self.right.conj()) @ self.core.mT @ self.left.mT
-
-    def entries(self, rows, cols):
-        return sampled_product(self.left @ self.core, self.right, rows, cols)
+        return cls(*orthonormal_core(left, right, rank))
 
     def partial(self, index, g):
         return self.pullback(g).arrays()[index]

@@ -11,7 +11,7 @@ from ..coverage import covers
 from ..factors import Gauged, factorization
 from ..spaces import FLAT, STIEFEL
 from .bm import resized, thin_svd
-from .core import WithCore, WithValues
+from .core import WithCore, WithValues, orthonormal_core
 
 __all__ = ["SVD", "PoLAR"]
 
@@ -45,11 +45,7 @@ class PoLAR(WithCore, Gauged):
 
     @classmethod
     def from_product(cls, left, right, rank=None):
-        left, right = resized(left, right, rank)
-        backend = xp.namespace(left, right)
-        ql, rl = backend.linalg.qr(left)
-        qr, rr = backend.linalg.qr(right)
-        return cls(ql, rl @ xp.adjoint(rr), qr)
+        return cls(*orthonormal_core(left, right, rank))
 
     def gauge(self, q):
         return PoLAR(self.left @ q, xp.adjoint(q) @ self.core @ q, self.right @ q)

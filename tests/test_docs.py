@@ -1,10 +1,13 @@
 """The code blocks of the README and the guide run."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from studies import names
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,3 +27,12 @@ def test_code_blocks_run(page):
     assert found
     for number, code in enumerate(found, start=1):
         exec(compile(code, f"{page} block {number}", "exec"), namespace)
+
+
+def test_the_table_of_studies_agrees_with_the_published_verdicts():
+    rows = re.findall(r"^\| \[(\w+)\].* \| (\d+) of (\d+) \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert {name for name, *_ in rows} == set(names())
+    for name, reproduced, total in rows:
+        published = json.loads((ROOT / "studies" / name / "results" / "claims.json").read_text())
+        verdicts = [claim["verdict"] for claim in published["claims"]]
+        assert (verdicts.count("reproduced"), len(verdicts)) == (int(reproduced), int(total)), name

@@ -92,10 +92,9 @@ def _dense_sums(sums: list[list[Any]]) -> list[Array]:
     return out
 
 
-def _stacked(vectors: list[Array]) -> tuple[Array, bool]:
+def _stacked(matrices: list[Array]) -> Array:
     """Matrices of several groups as rows (groups, ..., m n), so that one pass over the map serves all."""
-    backend = xp.namespace(vectors[0])
-    return backend.stack([v.reshape(*v.shape[:-2], -1) for v in vectors]), len(vectors) > 1
+    return xp.namespace(matrices[0]).stack([w.reshape(*w.shape[:-2], -1) for w in matrices])
 
 
 class DenseEnsemble(Ensemble):
@@ -113,8 +112,10 @@ class DenseEnsemble(Ensemble):
         self.rows = matrices.reshape(self.count, -1)
 
     def measure(self, sums):
-        stacked, _ = _stacked(_dense_sums(sums))
-        return list(stacked @ self.rows.conj().mT) if stacked.ndim > 1 else [self.rows.conj() @ stacked]
+        matrices = _dense_sums(sums)
+        if type(matrices[0]) is np.ndarray and matrices[0].ndim == 2:  # matrix-vector products beat a flat GEMM
+            return [self.rows.conj() @ w.reshape(-1) for w in matrices]
+        return list(_stacked(matrices) @ self.rows.conj().mT)
 
     def adjoint(self, y):
         return (y @ self.rows).reshape(*y.shape[:-1], *self.shape)
@@ -276,7 +277,7 @@ class SubsampledOrthogonal(Ensemble):
         self.gain = (size / self.count) ** 0.5
 
     def measure(self, sums):
-        stacked, _ = _stacked(_dense_sums(sums))
+        stacked = _stacked(_dense_sums(sums))
         return list(self.gain * self._transform(stacked * self.signs)[..., self.kept])
 
     def adjoint(self, y):

@@ -74,6 +74,7 @@ def write_rows(name: str, rows: list[dict[str, Any]], command: str) -> Path:
     content = json.dumps({"command": command, "machine": machine(), "rows": rows}, indent=1) + "\n"
     with tempfile.NamedTemporaryFile("w", dir=RESULTS, delete=False, suffix=".tmp") as file:
         file.write(content)
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)
     return path
 

@@ -48,8 +48,8 @@ def solve(
         Most iterations.
     tol : float
         Stop when the decrease of the loss, relative to the first loss, and the gradient norm, relative to the
-        first, are both at most ``tol`` (at least eight machine epsilons of the data); 0 never stops early
-        except at a residual of rounding level.
+        first (or to a hundredth of the gradient of the data alone, if larger), are both at most ``tol`` (at
+        least eight machine epsilons of the data). 0 never stops early except at a residual of rounding level.
     callback : callable, optional
         ``callback(iteration, point, loss)`` after every iteration; a true return value stops the solve.
     progress : bool
@@ -109,9 +109,10 @@ class _Run:
         self.batched = loss.ndim > 0
         self.first_loss = np.maximum(loss, TINY)
         self.bound = GROWTH * np.maximum(loss, 0.5 * self.problem.scale)
-        precision = float(np.finfo(loss.dtype).eps)
-        self.floor = self.problem.rounding(precision)
-        self.tol = max(self.tol, 8 * precision) if self.tol else 0.0
+        self.precision = float(np.finfo(loss.dtype).eps)
+        self.floor = self.problem.rounding(self.precision)
+        self.tol = max(self.tol, 8 * self.precision) if self.tol else 0.0
+        self.least_reference = self._data_gradient(point)
         self.done = self.good = np.zeros(loss.shape, bool)
         if not self.batched:
             loss, self.first_loss, self.bound = float(loss), float(self.first_loss), float(self.bound)
@@ -130,7 +131,7 @@ class _Run:
             return state, Status.DIVERGED
         gradient = xp.to_numpy(new.gradient_norm) if self.batched else float(new.gradient_norm)
         if self.first_gradient is None:
-            self.first_gradient = np.maximum(gradient, TINY)
+            self.first_gradient = np.maximum(np.maximum(gradient, self.least_reference), TINY)
         previous, self.loss = self.loss, loss
         self._record(iteration, new, loss, gradient)
         exact = (loss if self.problem.smooth else xp.to_numpy(self.problem.gap(new.residual, new.loss))) <= self.floor
@@ -143,7 +144,7 @@ class _Run:
             return None
         if gradient <= self.tol * self.first_gradient and abs(previous - loss) <= self.tol * self.first_loss:
             return Status.CONVERGED
-        return self._stalled(loss < self.best * (1 - 1e-12), min(loss, self.best))
+        return self._stalled(loss < self.best * (1 - 1e-12), min(loss, self.best), gradient)
 
     def _verdict_batch(self, previous: np.ndarray, loss: np.ndarray, gradient: np.ndarray, exact: Any) -> Status | None:
         """The end of the run once every element has converged or diverged."""
@@ -154,12 +155,26 @@ class _Run:
         if self.done.all():
             return Status.CONVERGED if self.good.all() else Status.DIVERGED
         better = (loss < self.best * (1 - 1e-12)) & ~self.done
-        return self._stalled(bool(better.any()), np.minimum(loss, self.best)) if self.tol else None
+        return self._stalled(bool(better.any()), np.minimum(loss, self.best), gradient) if self.tol else None
 
-    def _stalled(self, better: bool, best: Any) -> Status | None:
+    def _stalled(self, better: bool, best: Any, gradient: Any) -> Status | None:
+        """Many iterations without a lower loss: at a small gradient that is all that the precision allows."""
         self.best = best
         self.quiet = 0 if better else self.quiet + 1
-        return Status.STALLED if self.quiet >= PATIENCE else None
+        if self.quiet < PATIENCE:
+            return None
+        small = np.asarray(gradient <= 10 * self.precision**0.5 * self.first_gradient)
+        self.good = self.good | (small & ~self.done)
+        return Status.PRECISION if bool(np.all(self.good)) else Status.STALLED
+
+    def _data_gradient(self, point: Factors) -> Any:
+        """A hundredth of the gradient that the data alone would give: the least reference of gradient norms.
+
+        It lets a solve that starts at its solution end as converged.
+        """
+        if not (self.tol and self.problem.quadratic and self.problem.smooth):
+            return 0.0
+        return 0.01 * xp.to_numpy(point.project(point.pullback(self.problem.backproject(self.problem.data))).norm())
 
     def _freeze(self, old: State, new: State, loss: np.ndarray) -> tuple[State, np.ndarray]:
         """Batch elements that diverged now, or had ended before, keep their old point."""

@@ -326,3 +326,21 @@ def test_sense():
     result = lr.sense(problem.operator, problem.data, (16, 12), rank=2)
     assert result.success
     assert np.allclose(result.point.dense(), problem.truth.dense(), atol=1e-6)
+
+
+def test_a_solve_that_starts_at_its_solution_has_converged():
+    noisy = lr.synthetic.factorization(60, 50, 4, condition_number=5.0, noise=0.01, seed=0)
+    result = lr.factorize(noisy.data, rank=4)
+    u, s, vt = np.linalg.svd(noisy.data, full_matrices=False)
+    best = (u[:, :4] * s[:4]) @ vt[:4]
+    assert result.success
+    assert result.nit <= 2
+    assert np.linalg.norm(result.point.dense() - best) < 1e-12 * np.linalg.norm(best)
+
+
+@pytest.mark.parametrize("solver", [lr.ScaledCG(), lr.RiemannianGD(), lr.GD(), lr.ALS()])
+def test_noise_does_not_keep_a_solve_from_success(solver):
+    problem = lr.synthetic.completion(100, 80, 3, observed=0.35, condition_number=5.0, noise=0.01, seed=0)
+    result = lr.solve(problem, lr.inits.spectral(problem, lr.BurerMonteiro, rank=3), solver)
+    assert result.success
+    assert result.history["error"][-1] < 0.01

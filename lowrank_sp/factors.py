@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from . import xp
 from .spaces import FLAT, Space
 
-__all__ = ["ByFactor", "Configured", "Factors", "Gauged", "Multilinear", "factorization"]
+__all__ = ["ByFactor", "Configured", "Factors", "Gauged", "Multilinear", "factorization", "sum_dense"]
 
 Array = Any
 
@@ -192,16 +192,21 @@ class Factors(ABC):
     def pushforward(self, tangent: Self) -> Array:
         """``DF(x)[t]`` as a dense array (..., m, n)."""
         first = self.expansion(tangent, range(len(self.names)))[0]
-        total = first[0].dense()
-        for term in first[1:]:
-            total = total + term.dense()
-        return total
+        return sum_dense(first)
 
     def to(self, form: type[Factors], rank: int | None = None) -> Any:
         """The same matrix in another form; approximated where the form, or its size ``rank``, cannot hold it."""
         if type(self) is form and rank is None:
             return self
         return form.from_product(*self.product(), rank)
+
+
+def sum_dense(points: Sequence[Any]) -> Array:
+    """The sum of the images of several points, as one dense array."""
+    total = points[0].dense()
+    for point in points[1:]:
+        total = total + point.dense()
+    return total
 
 
 class ByFactor(Factors):

@@ -36,16 +36,34 @@ def _fitting_size(tiling: Tiling, rank: int) -> int:
     return rank
 
 
-def _perturbed_identity(point: Any, rng: Any) -> Array:
-    """A random element of GL(r) for every block."""
-    r = point.left.shape[-1]
-    lead = point.left.shape[:-2]
-    return xp.asarray_like(np.eye(r) + 0.3 * rng.standard_normal((*lead, r, r)), point.left)
+class _Blocks(Multilinear, Configured, Gauged):
+    """Independent products ``X Y^H``, one per block; the gauge group is GL(r) in every block."""
+
+    left: Array
+    right: Array
+
+    def pullback(self, g):
+        return type(self)(self.partial(0, g), self.partial(1, g))
+
+    def whiten(self, grad, damping=0.0):
+        damping = xp.expand(damping, self.ndims[0] - 2)
+        return type(self)(
+            xp.divide_psd(grad.left, xp.gram(self.right), damping),
+            xp.divide_psd(grad.right, xp.gram(self.left), damping),
+        )
+
+    def gauge(self, q):
+        return type(self)(self.left @ q, self.right @ xp.adjoint(xp.namespace(q).linalg.inv(q)))
+
+    def random_gauge(self, rng):
+        r = self.left.shape[-1]
+        noise = rng.standard_normal((*self.left.shape[:-2], r, r))
+        return xp.asarray_like(np.eye(r) + 0.3 * noise, self.left)
 
 
 @covers("P45")
 @factorization
-class BlockGrid(Multilinear, Configured, Gauged):
+class BlockGrid(_Blocks):
     """A grid of blocks, block (i, j) equal to ``X_ij Y_ij^H``: Localized LoRA.
 
     Parameters
@@ -141,22 +159,6 @@ class BlockGrid(Multilinear, Configured, Gauged):
         flipped = _tile_products(xp.adjoint(g), self.left.swapaxes(-4, -3), self.tiling.transposed)
         return flipped.swapaxes(-4, -3)
 
-    def pullback(self, g):
-        return type(self)(self.partial(0, g), self.partial(1, g))
-
-    def whiten(self, grad, damping=0.0):
-        damping = xp.expand(damping, 2)
-        return type(self)(
-            xp.divide_psd(grad.left, xp.gram(self.right), damping),
-            xp.divide_psd(grad.right, xp.gram(self.left), damping),
-        )
-
-    def gauge(self, q):
-        return type(self)(self.left @ q, self.right @ xp.adjoint(xp.namespace(q).linalg.inv(q)))
-
-    def random_gauge(self, rng):
-        return _perturbed_identity(self, rng)
-
 
 def _tile_products(g: Any, factors: Array, tiling: Tiling) -> Array:
     """``G_ij Y_ij`` of every tile: (..., I, J, p, r) from factors (..., I, J, q, r).
@@ -191,7 +193,7 @@ def _spread(factors: Array, flipped: bool = False) -> Array:
 
 @covers("P44")
 @factorization
-class BlockDiagonal(Multilinear, Configured, Gauged):
+class BlockDiagonal(_Blocks):
     """Low-rank blocks ``X_i Y_i^H`` on the diagonal: MELoRA.
 
     Parameters
@@ -281,22 +283,6 @@ class BlockDiagonal(Multilinear, Configured, Gauged):
         if index == 0:
             return _diagonal_products(g, self.right, self.tiling)
         return _diagonal_products(xp.adjoint(g), self.left, self.tiling.transposed)
-
-    def pullback(self, g):
-        return type(self)(self.partial(0, g), self.partial(1, g))
-
-    def whiten(self, grad, damping=0.0):
-        damping = xp.expand(damping, 1)
-        return type(self)(
-            xp.divide_psd(grad.left, xp.gram(self.right), damping),
-            xp.divide_psd(grad.right, xp.gram(self.left), damping),
-        )
-
-    def gauge(self, q):
-        return type(self)(self.left @ q, self.right @ xp.adjoint(xp.namespace(q).linalg.inv(q)))
-
-    def random_gauge(self, rng):
-        return _perturbed_identity(self, rng)
 
 
 def _diagonal_products(g: Any, factors: Array, tiling: Tiling) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Factors
+from ..factors import Factors, sum_dense
 from .checks import LinearMap, as_data, check_shape
 
 __all__ = [
@@ -81,17 +81,6 @@ class _Dense:
         return self.matrix, np.eye(self.matrix.shape[-1], dtype=self.matrix.dtype)
 
 
-def _dense_sums(sums: list[list[Any]]) -> list[Array]:
-    """The full matrix of every group."""
-    out = []
-    for points in sums:
-        total = points[0].dense()
-        for point in points[1:]:
-            total = total + point.dense()
-        out.append(total)
-    return out
-
-
 def _stacked(matrices: list[Array]) -> Array:
     """Matrices of several groups as rows (groups, ..., m n), so that one pass over the map serves all."""
     return xp.namespace(matrices[0]).stack([w.reshape(*w.shape[:-2], -1) for w in matrices])
@@ -112,7 +101,7 @@ class DenseEnsemble(Ensemble):
         self.rows = matrices.reshape(self.count, -1)
 
     def measure(self, sums):
-        matrices = _dense_sums(sums)
+        matrices = [sum_dense(points) for points in sums]
         if type(matrices[0]) is np.ndarray and matrices[0].ndim == 2:  # matrix-vector products beat a flat GEMM
             return [self.rows.conj() @ w.reshape(-1) for w in matrices]
         return list(_stacked(matrices) @ self.rows.conj().mT)
@@ -137,7 +126,10 @@ class WrappedOperator(Ensemble):
         self.operator, self.count = operator, int(operator.shape[0])
 
     def measure(self, sums):
-        return [self._map(w.reshape(*w.shape[:-2], -1), self.operator.matvec) for w in _dense_sums(sums)]
+        return [
+            self._map(w.reshape(*w.shape[:-2], -1), self.operator.matvec)
+            for w in [sum_dense(points) for points in sums]
+        ]
 
     def adjoint(self, y):
         return self._map(y, self.operator.rmatvec).reshape(*y.shape[:-1], *self.shape)
@@ -277,7 +269,7 @@ class SubsampledOrthogonal(Ensemble):
         self.gain = (size / self.count) ** 0.5
 
     def measure(self, sums):
-        stacked = _stacked(_dense_sums(sums))
+        stacked = _stacked([sum_dense(points) for points in sums])
         return list(self.gain * self._transform(stacked * self.signs)[..., self.kept])
 
     def adjoint(self, y):

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
+from ..factors import sum_dense
 from ..operators import ImplicitMatrix, Target
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import LinearMap, as_data, check_finite, check_shape
@@ -69,7 +70,7 @@ class MatrixFactorization(LeastSquares):
         if self.implicit:
             target = self.data.target
             return [ImplicitMatrix(target, 0.0, tuple((1.0, *p.product()) for p in points)) for points in sums]
-        return [_sum_dense(points) for points in sums]
+        return [sum_dense(points) for points in sums]
 
     def residual(self, point):
         if self.implicit:
@@ -106,13 +107,6 @@ class MatrixFactorization(LeastSquares):
             gap = self.residual(point) if residual is None else residual
             return (self.inner(gap, gap) / self._square) ** 0.5
         return relative_error(point, self.truth)
-
-
-def _sum_dense(points: Any) -> Array:
-    total = points[0].dense()
-    for point in points[1:]:
-        total = total + point.dense()
-    return total
 
 
 def _is_implicit(target: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
+from ..factors import sum_dense
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import as_data, check_shape
 from .ensembles import as_ensemble
@@ -96,13 +97,7 @@ class RobustPCA(LeastSquares):
         return keep_largest(self.data - point.dense(), self.share)
 
     def measure(self, *sums):
-        out = []
-        for points in sums:
-            total = points[0].dense()
-            for point in points[1:]:
-                total = total + point.dense()
-            out.append(total)
-        return out
+        return [sum_dense(points) for points in sums]
 
     def residual(self, point):
         gap = point.dense() - self.data

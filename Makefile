@@ -15,7 +15,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test test-slow lint format bench docs clean
+.PHONY: help install reproduce test test-slow lint format bench finetune-demo docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ format: $(STAMP) ## rewrite the code in the house style
 
 bench: $(STAMP) ## time the core against its peers, as ratios
 	$(BIN)/python benchmarks/core.py
+
+finetune-demo: $(STAMP) ## fine-tune a pretrained encoder with LoRA, PoLAR and RefLoRA; results/finetune-demo
+	$(BIN)/python -m llm_bridge.demo --jobs $(JOBS)
 
 docs: $(STAMP) ## regenerate docs/coverage.md from the code, the tests and the studies
 	$(BIN)/python docs/make_coverage.py

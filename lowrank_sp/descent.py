@@ -12,6 +12,7 @@ from .parameterizations import BurerMonteiro
 from .problems.base import LeastSquares
 from .rules import Rule, check_needs, retract
 from .rules.step import Move, Place, Search
+from .spaces import FIXED
 
 __all__ = ["AlternatingLeastSquares", "Descent", "Solver", "State"]
 
@@ -53,7 +54,8 @@ class Descent(Solver):
         Step policy of each block, or one for all.
     blocks : "all", "each" or tuple of tuples of array names
         ``"all"``: every array moves at once. ``"each"``: one after the other in the order of the form, each
-        from the gradient at the newest point. Explicit groups otherwise. A form with its own manifold
+        from the gradient at the newest point. Explicit groups otherwise, the first with all arrays that no group
+        names. Fixed arrays are in none. A form with its own manifold
         (`FixedRank`) always moves as one.
     mover : callable
         How a point moves: `retract`, `retract_qr`, `translate` or `orthographic`.
@@ -78,16 +80,18 @@ class Descent(Solver):
 
     def _groups(self, point: Factors) -> tuple[tuple[tuple[int, ...], Search], ...]:
         """Pairs of array indices and step policy."""
-        names = point.names
+        names, moving = point.names, [i for i, space in enumerate(point.spaces) if space is not FIXED]
         if self.blocks == "all" or not isinstance(point, ByFactor):
             groups = (tuple(range(len(names))),)
         elif self.blocks == "each":
-            groups = tuple((i,) for i in range(len(names)))
+            groups = tuple((i,) for i in moving)
         else:
-            groups = tuple(tuple(i for i, name in enumerate(names) if name in block) for block in self.blocks)
-            groups = tuple(g for g in groups if g)
+            groups = tuple(tuple(i for i in moving if names[i] in block) for block in self.blocks)
+            named = {i for group in groups for i in group}
+            rest = tuple(i for i in moving if i not in named)
+            groups = (groups[0] + rest, *groups[1:])
         steps = self.steps * len(groups) if len(self.steps) == 1 else self.steps
-        return tuple(zip(groups, steps, strict=False))
+        return tuple((group, step) for group, step in zip(groups, steps, strict=False) if group)
 
     def step(self, problem, state):
         place = Place(state.point, state.residual, state.loss)
@@ -128,6 +132,11 @@ class AlternatingLeastSquares(Solver):
         The schedule above.
     rebalance : bool
         Equalize the Gram matrices of the two factors after every sweep (`BurerMonteiro` only).
+
+    Notes
+    -----
+    With a positive ``floor`` the gradient norm that is recorded is the relative change of the residual in a sweep,
+    in the units of the gradient of the data.
     """
 
     factor: float = 0.3
@@ -147,19 +156,21 @@ class AlternatingLeastSquares(Solver):
         if not problem.smooth:
             raise TypeError(f"ALS needs a sum of squares, not {type(problem).__name__}; use lr.ScaledGD()")
         residual = problem.residual(point)
-        return State(point, residual, problem.loss(residual), None, self.cap)
+        unit = point.pullback(problem.backproject(problem.data)).norm() ** 2 if self.floor else None
+        return State(point, residual, problem.loss(residual), None, (self.cap, unit))
 
     def step(self, problem, state):
-        point, residual, cap = state.point, state.residual, state.memory
+        point, residual, (cap, unit) = state.point, state.residual, state.memory
         misfit = float(xp.to_numpy(2 * state.loss).max() / problem.scale) ** 0.5 if problem.scale else 0.0
         ridge = max(self.floor, min(self.factor * misfit, cap))
         square = 0.0
         for i in range(len(point.names)):
-            gradient = point.partial(i, problem.backproject(residual))
-            square = square + xp.inner(gradient, gradient, point.ndims[i])
-            change = problem.solve_block(point, gradient, i, ridge)
-            point = point.with_array(i, point.arrays()[i] + change)
-            residual = problem.residual(point)
+            change, part = problem.sweep_block(point, i, ridge, residual)
+            point, square, residual = point.with_array(i, point.arrays()[i] + change), square + part, None
         if self.rebalance and isinstance(point, BurerMonteiro):
             point = point.balanced()
-        return State(point, residual, problem.loss(residual), square**0.5, cap * self.decay)
+        residual = problem.residual(point)
+        if unit is not None:  # a ridge that stays keeps the gradient of the loss alone from vanishing
+            change = residual - state.residual
+            square = unit * problem.inner(change, change) / (problem.scale or 1.0)
+        return State(point, residual, problem.loss(residual), square**0.5, (cap * self.decay, unit))

@@ -10,9 +10,19 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from weakref import WeakValueDictionary
 
 from . import xp
-from .spaces import FLAT, Space
+from .spaces import FIXED, FLAT, Space
 
-__all__ = ["ByFactor", "Configured", "Factors", "Gauged", "Multilinear", "factorization", "sum_dense"]
+__all__ = [
+    "ByFactor",
+    "ByOrder",
+    "Configured",
+    "Factors",
+    "Gauged",
+    "MatrixFactors",
+    "Multilinear",
+    "factorization",
+    "sum_dense",
+]
 
 Array = Any
 
@@ -33,47 +43,44 @@ def factorization(cls):
 
 
 class Factors(ABC):
-    """A point of a parameterization ``F`` of matrices, and equally a tangent, a gradient or a momentum.
+    """A point of a parameterization ``F`` of matrices or tensors, and equally a tangent, a gradient or a momentum.
 
     Subclasses declare arrays (leading axes are batch), the ``spaces`` they live in and the number of core
-    axes ``ndims`` of each; they supply ``dense``, ``apply``, ``entries``, ``partial``, ``pullback``,
-    ``whiten`` and ``expansion``. Everything else is here.
+    axes ``ndims`` of each; they supply ``dense``, ``entries``, ``partial``, ``pullback``, ``whiten`` and
+    ``expansion``. Everything else is here; what only matrices have is in `MatrixFactors`, what only tensors
+    have in `TensorFactors`.
 
-    ``universal`` says that arrays of size r hold every matrix of rank r, so that ``from_product`` is exact;
-    elsewhere it gives the nearest matrix. ``zeros`` names the arrays that vanish in the usual start at
-    ``F = 0``: the others are free there, and the gradient of the named ones is not zero.
+    ``zeros`` names the arrays that vanish in the usual start at ``F = 0``: the others are free there, and the
+    gradient of the named ones is not zero. ``polynomial`` says that ``expansion`` is the whole series; else it
+    is the term of first order. Arrays in the space `FIXED` are carried along: gradients hold zeros there.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
     spaces: ClassVar[tuple[Space, ...]] = ()
     ndims: ClassVar[tuple[int, ...]] = ()
     flat: ClassVar[bool] = True
-    universal: ClassVar[bool] = True
+    polynomial: ClassVar[bool] = True
     zeros: ClassVar[tuple[str, ...]] = ("right",)
     arrays: ClassVar[Callable[[Any], tuple[Array, ...]]]
 
     # the form itself --------------------------------------------------------------------------
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """Shape ``(m, n)`` of the matrix F(x)."""
+    def shape(self) -> tuple[int, ...]:
+        """Shape of F(x) without batch axes: ``(m, n)``, or one number per mode of a tensor."""
 
     @property
     @abstractmethod
-    def rank(self) -> int:
-        """Largest rank that F can reach with these arrays."""
+    def rank(self) -> Any:
+        """Largest rank that F can reach with these arrays: of a tensor, whatever ranks its form has."""
 
     @abstractmethod
     def dense(self) -> Array:
-        """F(x), an array (..., m, n)."""
+        """F(x), an array (..., m, n) or (..., n_1, ..., n_d)."""
 
     @abstractmethod
-    def apply(self, x: Array) -> Array:
-        """``x F(x)^T`` for rows ``x`` (..., k, n), without forming F(x)."""
-
-    @abstractmethod
-    def entries(self, rows: Array, cols: Array) -> Array:
-        """The entries ``F(x)[rows, cols]``, an array (..., N), without forming F(x)."""
+    def entries(self, *indices: Array) -> Array:
+        """The entries ``F(x)[indices]``, one index array (N,) per axis: (..., N), without forming F(x)."""
 
     @abstractmethod
     def partial(self, index: int, g: Any) -> Array:
@@ -81,7 +88,11 @@ class Factors(ABC):
 
     @abstractmethod
     def pullback(self, g: Any) -> Self:
-        """``DF(x)^* [G]`` for anything with ``@`` and an adjoint: array, sparse matrix, linear operator."""
+        """``DF(x)^* [G]`` for a gradient G: an array, or what stands for one.
+
+        For matrices anything with ``@`` and an adjoint will do: a sparse matrix, a linear operator; for tensors
+        a `SampledTensor`.
+        """
 
     @abstractmethod
     def whiten(self, grad: Self, damping: Any = 0.0) -> Self:
@@ -109,37 +120,41 @@ class Factors(ABC):
 
     @classmethod
     @abstractmethod
-    def shapes(cls, shape: tuple[int, int], rank: int) -> tuple[tuple[int, ...], ...]:
-        """Core shapes of the arrays for a matrix ``shape`` and a size ``rank``.
+    def shapes(cls, shape: tuple[int, ...], rank: Any) -> tuple[tuple[int, ...], ...]:
+        """Core shapes of the arrays for the ``shape`` of F(x) and a size ``rank``.
 
-        The size is what the form counts: columns, columns of a block, terms. The property ``rank`` is what
-        the matrix reaches with it. A size that the shape cannot hold is a ``ValueError``.
+        The size is what the form counts: columns, columns of a block, terms; for some tensor forms one number
+        per mode or bond. The property ``rank`` is what F(x) reaches with it. A size that the shape cannot hold
+        is a ``ValueError``.
         """
 
     @classmethod
-    @abstractmethod
-    def from_product(cls, left: Array, right: Array, rank: int | None = None) -> Self:
-        """The point of size ``rank`` (by default the number of columns) whose image is ``left right^H``.
-
-        Exact for a `universal` form with at least as large a size as there are columns, else an approximation:
-        the nearest matrix of the form for one that is not universal, and a truncated one for too small a size.
-        """
-
-    @abstractmethod
-    def product(self) -> tuple[Array, Array]:
-        """Thin factors ``(left, right)`` with ``F(x) = left right^H``."""
+    def for_shape(cls, shape: tuple[int, ...]) -> type[Self]:
+        """This form for F(x) of that shape: the form itself, unless its arrays depend on the number of axes."""
+        return cls
 
     # what follows from it -----------------------------------------------------------------------
     @classmethod
-    def random(cls, shape: tuple[int, int], rank: int, rng: Any, batch: tuple[int, ...] = ()) -> Self:
+    def random(cls, shape: tuple[int, ...], rank: Any, rng: Any, batch: tuple[int, ...] = ()) -> Self:
         """A NumPy point with every array drawn from the natural distribution of its space."""
-        return cls(*(s.random(rng, (*batch, *k)) for s, k in zip(cls.spaces, cls.shapes(shape, rank), strict=True)))
+        form = cls.for_shape(shape)
+        chosen = form.constants(shape, rank, rng, batch)
+        parts = zip(form.names, form.spaces, form.shapes(shape, rank), strict=True)
+        return form(*(chosen[k] if k in chosen else space.random(rng, (*batch, *core)) for k, space, core in parts))
 
     @classmethod
-    def parameter_count(cls, shape: tuple[int, int], rank: int) -> int:
-        """Number of stored scalars."""
+    def constants(cls, shape: tuple[int, ...], rank: Any, rng: Any, batch: tuple[int, ...]) -> dict[str, Any]:
+        """The fixed arrays that are not Gaussian, such as indices: NumPy arrays by name, with the batch axes."""
+        return {}
+
+    @classmethod
+    def parameter_count(cls, shape: tuple[int, ...], rank: Any) -> int:
+        """Number of scalars that can move: all but those of fixed arrays."""
         total = 0
-        for core in cls.shapes(shape, rank):
+        form = cls.for_shape(shape)
+        for space, core in zip(form.spaces, form.shapes(shape, rank), strict=True):
+            if space is FIXED:
+                continue
             size = 1
             for k in core:
                 size *= k
@@ -190,11 +205,41 @@ class Factors(ABC):
         return self.inner(self) ** 0.5
 
     def pushforward(self, tangent: Self) -> Array:
-        """``DF(x)[t]`` as a dense array (..., m, n)."""
+        """``DF(x)[t]`` as a dense array with the axes of ``dense``."""
         first = self.expansion(tangent, range(len(self.names)))[0]
         return sum_dense(first)
 
-    def to(self, form: type[Factors], rank: int | None = None) -> Any:
+
+class MatrixFactors(Factors):
+    """What forms of matrices have beside `Factors`: products with vectors, and conversion through thin factors.
+
+    ``universal`` says that arrays of size r hold every matrix of rank r, so that ``from_product`` is exact;
+    elsewhere it gives the nearest matrix, or where ``converts`` is false a ``TypeError``. ``thin`` says that
+    ``product`` costs no more than rank-sized products, so that a layer may apply the form through it.
+    """
+
+    universal: ClassVar[bool] = True
+    converts: ClassVar[bool] = True
+    thin: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, x: Array) -> Array:
+        """``x F(x)^T`` for rows ``x`` (..., k, n), without forming F(x)."""
+
+    @classmethod
+    @abstractmethod
+    def from_product(cls, left: Array, right: Array, rank: int | None = None) -> Self:
+        """The point of size ``rank`` (by default the number of columns) whose image is ``left right^H``.
+
+        Exact for a `universal` form with at least as large a size as there are columns, else an approximation:
+        the nearest matrix of the form for one that is not universal, and a truncated one for too small a size.
+        """
+
+    @abstractmethod
+    def product(self) -> tuple[Array, Array]:
+        """Thin factors ``(left, right)`` with ``F(x) = left right^H``."""
+
+    def to(self, form: Any, rank: int | None = None) -> Any:
         """The same matrix in another form; approximated where the form, or its size ``rank``, cannot hold it."""
         if type(self) is form and rank is None:
             return self
@@ -233,6 +278,7 @@ class Multilinear(ByFactor):
 
     def expansion(self, direction, wrt):
         arrays, moves = self.arrays(), direction.arrays()
+        wrt = wrt if self.flat else [i for i in wrt if self.spaces[i] is not FIXED]
         orders = []
         for size in range(1, len(wrt) + 1):
             orders.append([self._substitute(arrays, moves, subset) for subset in combinations(wrt, size)])
@@ -276,13 +322,18 @@ class Configured(Factors):
         form = cls._classes.get(key)
         if form is None:
             body = {"settings": settings, "__doc__": base.__doc__, "__module__": base.__module__}
-            form = cls._classes[key] = type(name, (base,), body)
+            form = cls._classes[key] = base._completed(type(name, (base,), body))
+        return form
+
+    @classmethod
+    def _completed(cls, form: type[Self]) -> type[Self]:
+        """The new class ``form``, with whatever else follows from its settings."""
         return form
 
     @classmethod
     def _base(cls) -> type[Self]:
         """The class without settings of its own."""
-        return next(c for c in cls.__mro__ if issubclass(c, Configured) and "names" in vars(c))
+        return next(c for c in cls.__mro__ if not vars(c).get("settings"))
 
     def __reduce__(self) -> Any:
         form = type(self)
@@ -294,3 +345,48 @@ class Configured(Factors):
 def _rebuild(base: Any, settings: tuple[Any, ...] | None, arrays: tuple[Array, ...]) -> Any:
     """A point of a configured form from what its pickle holds."""
     return (base if settings is None else base.configured(*settings))(*arrays)
+
+
+class ByOrder(Configured):
+    """A form whose arrays depend on the number of modes of the tensor: one class per order, made when needed.
+
+    ``Form.of(3)`` is the class for three modes; ``Form(*arrays)`` and ``Form.for_shape(shape)`` find it by
+    themselves, so that users rarely name it. A point of it is an instance of ``Form`` too.
+    """
+
+    def __new__(cls, *arrays: Array) -> Self:
+        return object.__new__(cls if cls.names else cls._of_arrays(arrays))
+
+    @classmethod
+    @abstractmethod
+    def of(cls, order: int) -> type[Self]:
+        """The form for tensors with ``order`` modes."""
+
+    @classmethod
+    @abstractmethod
+    def _of_arrays(cls, arrays: tuple[Array, ...]) -> type[Self]:
+        """The form whose points have these arrays."""
+
+    @classmethod
+    @abstractmethod
+    def _fields(cls, order: int, *settings: Any) -> dict[str, int]:
+        """Names of the arrays, and the number of core axes of each; the order is the first setting."""
+
+    @classmethod
+    def _spaces(cls, order: int, *settings: Any) -> tuple[Space, ...]:
+        """Where the arrays live; nothing means flat."""
+        return ()
+
+    @classmethod
+    def for_shape(cls, shape):
+        form = cls if cls.names else cls.of(len(shape))
+        if form.settings[:1] != (len(shape),):
+            raise ValueError(f"{form.__name__} holds tensors with {form.settings[0]} modes, got shape {tuple(shape)}")
+        return form
+
+    @classmethod
+    def _completed(cls, form):
+        fields = cls._fields(*form.settings)
+        form.__annotations__ = dict.fromkeys(fields, Any)
+        form.ndims, form.spaces = tuple(fields.values()), cls._spaces(*form.settings)
+        return factorization(form)

@@ -8,9 +8,105 @@ import numpy as np
 
 from . import xp
 
-__all__ = ["ImplicitMatrix", "SampledMatrix"]
+__all__ = ["ImplicitMatrix", "SampledMatrix", "as_linear_operator", "is_sparse", "sparse_entries"]
 
 Array = Any
+
+
+def is_sparse(matrix: Any) -> bool:
+    """Whether it is a scipy sparse matrix or array, or a sparse torch tensor."""
+    return hasattr(matrix, "tocoo") or (xp.is_torch(matrix) and str(matrix.layout) != "torch.strided")
+
+
+def sparse_entries(matrix: Any) -> tuple[Array, Array, Array]:
+    """Rows, columns and values of the stored entries of a sparse matrix, repeated ones not added up.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is not sparse, or has not two axes.
+    """
+    if not is_sparse(matrix):
+        raise TypeError(f"matrix must be a scipy sparse matrix or a torch sparse tensor, got {type(matrix).__name__}")
+    if matrix.ndim != 2:
+        raise ValueError(f"matrix must have two axes, got shape {tuple(matrix.shape)}")
+    if xp.is_torch(matrix):
+        coo = matrix.to_sparse_coo()
+        return *coo._indices(), coo._values()  # the public ones refuse repeated positions
+    coo = matrix.tocoo()
+    return coo.row, coo.col, coo.data
+
+
+def as_linear_operator(matrix: Any) -> Any:
+    """A scipy ``LinearOperator`` of a point, a gradient in W, or a measurement map, so that scipy and PyLops take it.
+
+    Parameters
+    ----------
+    matrix : Factors, Ensemble, or a matrix-like gradient such as `SampledMatrix`
+        Of NumPy arrays without batch axes. A point acts as its matrix F(x) (m, n), a measurement map on ``vec(W)`` in
+        C order, and as an operator of problems in return: ``lr.MatrixSensing(as_linear_operator(a), y, shape)``.
+
+    Raises
+    ------
+    TypeError
+        When it is none of these, or is of torch.
+    ValueError
+        For batch axes.
+
+    Examples
+    --------
+    >>> from scipy.sparse.linalg import svds
+    >>> import lowrank_sp as lr
+    >>> point = lr.BurerMonteiro(np.ones((6, 1)), np.arange(1.0, 5.0)[:, None])
+    >>> float(svds(as_linear_operator(point), k=1, return_singular_vectors=False)[0].round(6))
+    13.416408
+    """
+    if hasattr(matrix, "as_linear_operator"):
+        return matrix.as_linear_operator()
+    if hasattr(matrix, "product"):
+        matrix = _Product(*matrix.product())
+    if xp.is_torch(matrix) or not (hasattr(matrix, "__matmul__") and hasattr(matrix, "adjoint")):
+        raise TypeError(f"matrix must be a point, a measurement map or a gradient in W, got {type(matrix).__name__}")
+    if isinstance(matrix, SampledMatrix):
+        _check_numpy(matrix.values, 1)
+    return _scipy_operator(matrix)
+
+
+def _scipy_operator(matrix: Any) -> Any:
+    """Products with anything that has ``@`` for thin arrays and an adjoint."""
+    from scipy.sparse.linalg import LinearOperator
+
+    probe = np.zeros((matrix.shape[1], 1))
+    first, back = matrix @ probe, matrix.adjoint()
+    return LinearOperator(
+        matrix.shape,
+        matvec=lambda v: (matrix @ np.asarray(v).reshape(-1, 1))[:, 0],
+        rmatvec=lambda u: (back @ np.asarray(u).reshape(-1, 1))[:, 0],
+        matmat=lambda x: matrix @ np.asarray(x),
+        rmatmat=lambda x: back @ np.asarray(x),
+        dtype=first.dtype,
+    )
+
+
+def _check_numpy(array: Array, ndim: int) -> None:
+    if xp.is_torch(array):
+        raise TypeError("scipy's operators take NumPy arrays, got a tensor; move the data to NumPy first")
+    if array.ndim > ndim:
+        raise ValueError(f"a linear operator is one matrix, got batch axes {tuple(array.shape[: array.ndim - ndim])}")
+
+
+class _Product:
+    """``left right^H`` of two thin arrays."""
+
+    def __init__(self, left: Array, right: Array):
+        _check_numpy(left, 2)
+        self.left, self.right, self.shape = left, right, (int(left.shape[0]), int(right.shape[0]))
+
+    def adjoint(self) -> _Product:
+        return _Product(self.right, self.left)
+
+    def __matmul__(self, x: Array) -> Array:
+        return self.left @ (xp.adjoint(self.right) @ x)
 
 
 class SampledMatrix:
@@ -46,9 +142,11 @@ class Pattern:
         self.rows, self.cols, self.shape = rows, cols, shape
         self.indptr: Any = None  # NumPy only
         self.moved: dict[Any, Any] = {}  # the pattern of the same entries at other places (`rearrange`)
+        self._flipped: Any = None
         if isinstance(rows, np.ndarray):
             counts = np.bincount(rows, minlength=shape[0])
-            self.indptr = np.concatenate(([0], np.cumsum(counts))).astype(rows.dtype)
+            wide = rows.dtype if rows.shape[0] <= np.iinfo(rows.dtype).max else np.int64
+            self.indptr = np.concatenate(([0], np.cumsum(counts))).astype(wide)
 
     def csr(self, values: np.ndarray) -> Any:
         """A scipy matrix that shares the memory of the pattern and of ``values``."""
@@ -56,9 +154,18 @@ class Pattern:
 
         return csr_array((values, self.cols, self.indptr), shape=self.shape)
 
-    def indicator_product(self, x: Array, transposed: bool) -> Array:
-        """The 0/1 matrix of the pattern (or its transpose) times ``x``; for NumPy in blocks of rows, so that
-        the ones take no memory."""
+    def flipped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same entries in column order (NumPy only): ``indptr, rows, order``, made once."""
+        if self._flipped is None:
+            csc = self.csr(np.arange(self.rows.shape[0], dtype=self.indptr.dtype)).tocsc()
+            self._flipped = csc.indptr, csc.indices, csc.data
+        return self._flipped
+
+    def indicator_product(self, x: Array, transposed: bool, weights: Array | None = None) -> Array:
+        """The matrix with ones (or ``weights``) at the pattern, or its transpose, times ``x``; for NumPy in blocks
+        of rows, so that the ones take no memory."""
+        if weights is not None:
+            return self.multiply(weights, x, transposed)
         if xp.is_torch(x):
             return self.multiply(x.new_ones(self.rows.shape[0]), x, transposed)
         from scipy.sparse import csr_array

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import xp
+from .indexing import gather
 from .operators import Flipped, ImplicitMatrix, Pattern, SampledMatrix
 
 __all__ = ["Tiling", "as_blocks", "is_array", "locate", "rearrange", "sample_entries", "tiles"]
@@ -139,7 +140,7 @@ def sample_entries(g: Any, rows: Array, cols: Array) -> Array:
     if isinstance(g, SampledMatrix):
         first, second = (cols, rows) if g.transposed else (rows, cols)
         index, found = locate(first, second, (g.pattern.rows, g.pattern.cols), g.pattern.shape[1])
-        return g.values[..., index] * found
+        return gather(g.values, index) * found
     if hasattr(g, "tocsr"):
         return np.asarray(g.tocsr()[rows, cols]).reshape(-1)
     if isinstance(g, ImplicitMatrix):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Result", "Status"]
+__all__ = ["Result", "Status", "join"]
 
 
 class Status(StrEnum):
@@ -57,6 +57,9 @@ class Result:
         The solver that ran.
     converged : bool array (...) or bool
         Per batch element, whether it reached the requested accuracy.
+    choice : str
+        What a one-line entry point chose and why: rank, form, start, solvers in their order. Empty after
+        `lowrank_sp.solve`, where every choice was made by the caller.
     """
 
     point: Any
@@ -66,6 +69,7 @@ class Result:
     history: dict[str, np.ndarray] = field(repr=False)
     solver: Any
     converged: Any = None
+    choice: str = ""
 
     @property
     def success(self) -> bool:
@@ -85,3 +89,19 @@ class Result:
         below = np.asarray(self.history[key]) <= level
         first = np.where(below.any(axis=0), self.history["iteration"][below.argmax(axis=0)], np.inf)
         return float(first) if first.ndim == 0 else first
+
+
+def join(stages: list[Result], choice: str, seconds: float = 0.0) -> Result:
+    """The last of several solves of one problem, with the history of all of them and what was chosen.
+
+    ``seconds`` is time spent between the stages; it is counted before the last one.
+    """
+    histories = [stage.history for stage in stages]
+    joined = {key: [histories[0][key]] for key in histories[0] if all(key in h for h in histories)}
+    for number, history in enumerate(histories[1:], start=2):
+        offset = {"iteration": joined["iteration"][-1][-1], "seconds": joined["seconds"][-1][-1]}
+        offset["seconds"] += seconds * (number == len(histories))
+        for key, parts in joined.items():
+            parts.append(history[key][1:] + offset.get(key, 0))
+    history = {key: np.concatenate(parts) for key, parts in joined.items()}
+    return replace(stages[-1], history=history, nit=int(history["iteration"][-1]), choice=choice)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import xp
+from .checkpoint import Keeper
 from .descent import Solver, State
 from .factors import Factors
 from .parameterizations import BurerMonteiro
@@ -32,6 +33,7 @@ def solve(
     tol: float = 1e-10,
     callback: Callable[[int, Factors, float], Any] | None = None,
     progress: bool = False,
+    checkpoint: Any = None,
 ) -> Result:
     """Run a solver on a problem from a start.
 
@@ -54,6 +56,9 @@ def solve(
         ``callback(iteration, point, loss)`` after every iteration; a true return value stops the solve.
     progress : bool
         Show a progress bar (needs tqdm).
+    checkpoint : path, optional
+        A file that holds the state after every iteration. If it exists the solve continues from there, and ends
+        with the same point and history (but for the seconds) as one that was never interrupted. For `ALS`.
 
     Returns
     -------
@@ -62,19 +67,22 @@ def solve(
     Raises
     ------
     TypeError, ValueError
-        When the start does not fit the problem or the solver, libraries are mixed, or settings are off.
+        When the start does not fit the problem or the solver, libraries are mixed, settings are off, or the
+        checkpoint is damaged or that of another solve.
     """
     _check(problem, start, solver, max_iter, tol)
     form = type(start)
     run = _Run(problem, tol)
     point = start.to(solver.form) if solver.form is not None and form is BurerMonteiro else start
     bar = _progress_bar(max_iter, solver, progress)
-    status = Status.MAX_ITER
+    keeper = Keeper(checkpoint, solver)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        state = run.begin(solver, point)
+        state, ended = keeper.restore(run, run.begin(solver, point))
+        status, done = ended or Status.MAX_ITER, run.history["iteration"][-1]
         try:
-            for iteration in range(1, max_iter + 1):
+            for iteration in range(done + 1, 0 if ended else max_iter + 1):
                 state, ended = run.advance(solver, state, iteration)
+                keeper.save(run, state, ended)
                 bar(iteration, run.history["loss"][-1])
                 if callback is not None and callback(iteration, state.point, state.loss):
                     status = Status.CALLBACK

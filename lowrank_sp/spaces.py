@@ -1,20 +1,25 @@
-"""Where a factor lives: tangent projection, retraction and transport of flat and Stiefel factors."""
+"""Where a factor lives: tangent projection, retraction and transport of flat, Stiefel and fixed factors."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from . import xp
 
-__all__ = ["FLAT", "SPACES", "STIEFEL", "STIEFEL_QR", "Flat", "Space", "Stiefel", "StiefelQR"]
+__all__ = ["FIXED", "FLAT", "SPACES", "STIEFEL", "STIEFEL_QR", "Fixed", "Flat", "Space", "Stiefel", "StiefelQR"]
 
 Array = Any
 
 
 class Space(ABC):
-    """A smooth set of matrices ``(..., m, r)`` with the Euclidean metric."""
+    """A smooth set of matrices ``(..., m, r)`` with the Euclidean metric.
+
+    ``linear`` says that straight lines along tangent vectors stay in it.
+    """
+
+    linear: ClassVar[bool] = False
 
     @abstractmethod
     def project(self, x: Array, g: Array) -> Array:
@@ -37,11 +42,32 @@ class Space(ABC):
 class Flat(Space):
     """All matrices (or vectors) of a shape."""
 
+    linear = True
+
     def project(self, x, g):
         return g
 
     def retract(self, x, direction, lr):
         return x - lr * direction
+
+    def random(self, rng, shape):
+        return rng.standard_normal(shape)
+
+
+@dataclass(frozen=True)
+class Fixed(Space):
+    """One point alone: an array that a form carries but nothing moves, such as a random basis or an index.
+
+    The tangent space is {0}: tangent vectors and gradients hold zeros there. Integer arrays keep their type.
+    """
+
+    linear = True
+
+    def project(self, x, g):
+        return xp.namespace(g).zeros_like(g)
+
+    def retract(self, x, direction, lr):
+        return x
 
     def random(self, rng, shape):
         return rng.standard_normal(shape)
@@ -87,6 +113,7 @@ class StiefelQR(Space):
 
 
 FLAT = Flat()
+FIXED = Fixed()
 STIEFEL = Stiefel()
 STIEFEL_QR = StiefelQR()
-SPACES: dict[str, Space] = {"flat": FLAT, "stiefel": STIEFEL, "stiefel_qr": STIEFEL_QR}
+SPACES: dict[str, Space] = {"flat": FLAT, "fixed": FIXED, "stiefel": STIEFEL, "stiefel_qr": STIEFEL_QR}

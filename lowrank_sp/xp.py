@@ -18,6 +18,7 @@ __all__ = [
     "gram",
     "inner",
     "inv_psd",
+    "inverse_cholesky",
     "is_torch",
     "namespace",
     "orthonormalize",
@@ -107,7 +108,7 @@ def inner(a: Array, b: Array, ndim: int = 2) -> Any:
         if a.ndim == ndim and b.ndim == ndim:
             return np.vdot(a, b).real
         return np.real(np.sum(a.conj() * b, axis=tuple(range(-ndim, 0))))
-    if a.ndim == ndim and b.ndim == ndim and a.shape == b.shape:
+    if a.ndim == ndim and b.ndim == ndim and a.shape == b.shape and a.dtype == b.dtype:
         value = sys.modules["torch"].vdot(a.reshape(-1), b.reshape(-1))
     else:
         value = (a.conj() * b).sum(dim=tuple(range(-ndim, 0)))
@@ -205,6 +206,15 @@ def _posv(char: str) -> Any:
     return _SOLVERS[char]
 
 
+def inverse_cholesky(p: Array, damping: Any = 0.0) -> Array:
+    """``L^{-1}`` with ``p + damping I = L L^H``, so that ``a adjoint(L^{-1})`` is orthonormal if ``p = gram(a)``.
+
+    The floor of `inv_psd` applies. Where the factorization breaks down, another square root takes its place:
+    NumPy's is symmetric, torch's has a higher floor.
+    """
+    return _inverse_cholesky(_damped(p, damping))
+
+
 def _inverse_cholesky(p: Array) -> Array:
     """``L^{-1}`` with ``p = L L^H``; a symmetric root by eigenvalues where the factorization breaks down."""
     if type(p) is np.ndarray:
@@ -212,12 +222,20 @@ def _inverse_cholesky(p: Array) -> Array:
             return np.linalg.inv(np.linalg.cholesky(p))
         except np.linalg.LinAlgError:
             return power_psd(p, -0.5) if np.isfinite(p).all() else np.full_like(p, np.nan)
+    return _triangular_inverse(_cholesky_torch(p))
+
+
+def _cholesky_torch(p: Array) -> Array:
+    """The Cholesky factor without a host synchronization; of a shifted matrix where ``p`` is not definite."""
     torch = sys.modules["torch"]
     lower, info = torch.linalg.cholesky_ex(p)
     safer = p.diagonal(0, -2, -1).sum(-1).real * (1e4 * eps(p) / p.shape[-1])
     backup, _ = torch.linalg.cholesky_ex(p + expand(safer, 2) * _eye(p))
-    lower = torch.where(expand(info, 2) != 0, backup, lower)
-    return torch.linalg.solve_triangular(lower, _eye(p).expand_as(p), upper=False)
+    return torch.where(expand(info, 2) != 0, backup, lower)
+
+
+def _triangular_inverse(lower: Array) -> Array:
+    return sys.modules["torch"].linalg.solve_triangular(lower, _eye(lower).expand_as(lower), upper=False)
 
 
 def solve_psd(p: Array, b: Array, damping: Any = 0.0) -> Array:
@@ -271,17 +289,21 @@ def riccati(px: Array, py: Array, floor: float | None = None) -> tuple[Array, Ar
     identity is returned in its place (so the first step from a zero factor is a plain gradient step).
     """
     xp = namespace(px, py)
-    lower = xp.linalg.cholesky(_damped(px, 0.0))
-    inverse = xp.linalg.inv(lower)
+    if xp is np:
+        lower = np.linalg.cholesky(_damped(px, 0.0))
+        inverse = np.linalg.inv(lower)
+    else:
+        lower = _cholesky_torch(_damped(px, 0.0))
+        inverse = _triangular_inverse(lower)
     values, vectors = _eigh_clamped(adjoint(lower) @ py @ lower, floor)
     half = (values**0.5)[..., None, :]
     s = adjoint(inverse) @ ((vectors * half) @ adjoint(vectors)) @ inverse
     s_inv = lower @ ((vectors / half) @ adjoint(vectors)) @ adjoint(lower)
     zero = (inner(px, px) == 0) | (inner(py, py) == 0)
-    if zero.any():
-        mask, eye = expand(zero, 2), _eye(px) + 0 * px
-        s, s_inv = xp.where(mask, eye, s), xp.where(mask, eye, s_inv)
-    return s, s_inv
+    if xp is np and not zero.any():  # torch always selects: to look would wait for the device
+        return s, s_inv
+    mask, eye = expand(zero, 2), _eye(px) + 0 * px
+    return xp.where(mask, eye, s), xp.where(mask, eye, s_inv)
 
 
 def sylvester_psd(p: Array, q: Array, c: Array) -> Array:
@@ -291,8 +313,8 @@ def sylvester_psd(p: Array, q: Array, c: Array) -> Array:
     dq, uq = xp.linalg.eigh(q)
     rotated = adjoint(up) @ c @ uq
     sums = dp[..., :, None] + dq[..., None, :]
-    tiny = eps(p) * sums.max() + float(xp.finfo(sums.dtype).tiny) ** 0.5
-    return up @ (rotated / xp.maximum(sums, 0 * sums + tiny)) @ adjoint(uq)
+    tiny = eps(p) * sums[..., -1:, -1:] + float(xp.finfo(sums.dtype).tiny) ** 0.5
+    return up @ (rotated / xp.maximum(sums, tiny)) @ adjoint(uq)
 
 
 def polar(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The command line of the studies: list, run, report, publish."""
+"""The command line of the studies: list, run, report, card, publish."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         _report,
         "draw figures and judge claims from stored rows, without running anything",
     )
+    card = _add(commands, "card", _card, "make the report card of a parameterization or an update rule")
+    card.add_argument("names", nargs="+", metavar="NAME", help="registered name, module:Name or file.py:Name")
     _add(
         commands,
         "publish",
@@ -127,6 +129,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     return _show(_sections(options), options.out)
+
+
+def _card(options: argparse.Namespace) -> int:
+    from studies.cards.build import card, text
+
+    for name in options.names:
+        document, path = card(name, options.out, lambda what: print(f"  {what} ...", file=sys.stderr))
+        print(text(document))
+        print(f"\nsaved: {path}")
+    return 0
 
 
 def _publish(options: argparse.Namespace) -> int:

@@ -204,10 +204,10 @@ def test_synthetic_ensembles_keep_the_size_of_a_matrix_on_average(ensemble):
 
 @pytest.mark.parametrize("observed", [0.001, 0.1, 0.9, 1.0])
 def test_sampled_positions_are_distinct_and_as_many_as_asked(observed):
-    from lowrank_sp.problems.synthetic import _sample_positions
+    from lowrank_sp.problems.sampling import sample_positions
 
     count = max(1, round(observed * 6000))
-    found = _sample_positions(np.random.default_rng(0), 6000, count)
+    found = sample_positions(np.random.default_rng(0), 6000, count)
     assert len(set(found.tolist())) == count
     assert found.min() >= 0
     assert found.max() < 6000

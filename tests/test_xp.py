@@ -136,6 +136,24 @@ def test_zero_and_singular_matrices_stay_finite(convert, rank):
 
 
 @LIBRARY
+def test_a_large_matrix_in_a_batch_does_not_raise_the_floor_of_the_others(convert):
+    rng = np.random.default_rng(12)
+    size = np.array([1e9, 1e-9])[:, None, None]
+    p, q, c = (size * a for a in (psd(rng, 3, "float64"), psd(rng, 4, "float64"), rng.standard_normal((2, 3, 4))))
+    expected = loop(scipy.linalg.solve_sylvester, p, q, c)
+    assert np.allclose(xp.sylvester_psd(convert(p), convert(q), convert(c)), expected, rtol=1e-9)
+
+
+@LIBRARY
+@DTYPE
+def test_inverse_cholesky_makes_orthonormal_columns(convert, dtype):
+    a = normal(np.random.default_rng(13), (2, 6, 3), dtype)
+    inverse = np.asarray(xp.inverse_cholesky(convert(a.conj().mT @ a)))
+    q = a @ inverse.conj().mT
+    assert np.allclose(q.conj().mT @ q, np.eye(3))
+
+
+@LIBRARY
 def test_a_zero_numerator_over_a_zero_gram_matrix_is_zero(convert):
     zero = convert(np.zeros((3, 3)))
     assert not np.asarray(xp.divide_psd(convert(np.zeros((5, 3))), zero)).any()

@@ -5,8 +5,24 @@ from typing import Any
 
 from .pursuit import PCP
 from .shrinkage import APG, SVT, SoftImpute
+from .tensor import CPALS, HOOI, TTSVD
+from .tensor_power import PowerDeflation
 from .thresholding import NIHT, SVP
 
-__all__ = ["APG", "BASELINES", "NIHT", "PCP", "SVP", "SVT", "SoftImpute"]
+__all__ = [
+    "APG",
+    "BASELINES",
+    "CPALS",
+    "HOOI",
+    "NIHT",
+    "PCP",
+    "SVP",
+    "SVT",
+    "TENSOR_BASELINES",
+    "TTSVD",
+    "PowerDeflation",
+    "SoftImpute",
+]
 
 BASELINES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (SoftImpute, APG, SVT, SVP, NIHT, PCP)}
+TENSOR_BASELINES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (CPALS, HOOI, TTSVD, PowerDeflation)}

@@ -8,15 +8,15 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..spaces import FLAT
-from .common import check_init, normal, place
+from ..spaces import FIXED, FLAT
+from .common import beside, check_init, normal, place
 
 __all__ = ["gaussian", "stiefel"]
 
 
 @covers("I14")
 def gaussian(problem: Any, form: Any, rank: int, scale: float = 0.1, seed: Any = None, batch: int | None = None) -> Any:
-    """Every unconstrained array has independent N(0, scale^2) entries; orthonormal ones are random.
+    """Every unconstrained array has independent N(0, scale^2) entries; orthonormal and fixed ones are random.
 
     Parameters
     ----------
@@ -41,10 +41,12 @@ def gaussian(problem: Any, form: Any, rank: int, scale: float = 0.1, seed: Any =
         raise ValueError(f"scale must be positive and finite, got {scale}")
     rng = np.random.default_rng(seed)
     lead = () if batch is None else (int(batch),)
+    form = form.for_shape(problem.shape)
+    constants = form.constants(problem.shape, rank, rng, lead)
     arrays = []
-    for space, core in zip(form.spaces, form.shapes(problem.shape, rank), strict=True):
-        z = normal(problem, (*lead, *core), rng)
-        arrays.append(scale * z if space is FLAT else xp.polar(z))
+    for name, space, core in zip(form.names, form.spaces, form.shapes(problem.shape, rank), strict=True):
+        z = beside(problem, constants[name]) if name in constants else normal(problem, (*lead, *core), rng)
+        arrays.append(scale * z if space is FLAT else z if space is FIXED else xp.polar(z))
     return form(*arrays)
 
 
@@ -57,5 +59,11 @@ def stiefel(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
     """
     rank = check_init(problem, form, rank)
     point = place(problem, form.random(problem.shape, rank, np.random.default_rng(seed)))
-    parts = zip(form.names, form.ndims, point.arrays(), strict=True)
-    return form(*[0 * a if name in form.zeros else xp.polar(a) if k > 1 else a for name, k, a in parts])
+    form = type(point)
+    parts = zip(form.names, form.spaces, form.ndims, point.arrays(), strict=True)
+    return form(
+        *[
+            0 * a if name in form.zeros else xp.polar(a) if k > 1 and space is not FIXED else a
+            for name, space, k, a in parts
+        ]
+    )

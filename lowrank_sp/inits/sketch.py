@@ -9,7 +9,9 @@ import numpy as np
 from .. import xp
 from ..coverage import covers
 from ..parameterizations import BurerMonteiro, SymmetricBurerMonteiro
+from ..parameterizations.tensor import TensorFactors
 from .common import check_init, fit_scale, normal, reach
+from .tensor import tensor_spectral
 
 __all__ = ["half_nystrom", "nystrom", "nystrom_two_sided", "spectral"]
 
@@ -37,7 +39,8 @@ def nystrom(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
         return SymmetricBurerMonteiro(left)
     right = _sketch(problem, rank, rng, transposed=True)
     point = form.from_product(left, right, rank)
-    return form(*[0 * a if name in form.zeros else a for name, a in zip(form.names, point.arrays(), strict=True)])
+    pairs = zip(point.names, point.arrays(), strict=True)
+    return type(point)(*[0 * a if name in point.zeros else a for name, a in pairs])
 
 
 @covers("I13")
@@ -69,10 +72,13 @@ def spectral(problem: Any, form: Any, rank: int, seed: Any = 0) -> Any:
 
     For a factorization this is the solution. A form that is not universal takes the point nearest to the best
     approximation of the rank that it can reach, where a universal one takes rank r. Computed by a
-    randomized block Krylov method on products with thin matrices, so sparse surrogates stay sparse.
+    randomized block Krylov method on products with thin matrices, so sparse surrogates stay sparse. A tensor
+    form takes `tensor_spectral`.
     Source: :cite:`halko2011finding`.
     """
     rank = check_init(problem, form, rank)
+    if issubclass(form, TensorFactors):
+        return tensor_spectral(problem, form, rank)
     width = rank if form.universal else reach(form, problem.shape, rank)
     u, s, v = truncated_svd(problem.surrogate(), problem, width, np.random.default_rng(seed))
     root = (s**0.5)[..., None, :]

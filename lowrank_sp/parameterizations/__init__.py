@@ -1,33 +1,86 @@
 """All parameterizations, and the registry over which their contract tests run."""
 
-from ..factors import Factors
+from ..factors import MatrixFactors
 from .block import BlockDiagonal, BlockGrid
 from .bm import BurerMonteiro, SymmetricBurerMonteiro
 from .core import Core, DiagonalCore
+from .cp import CP
+from .dictionary import NoLA, RandLoRA
+from .elementwise import Sine, Sinter
 from .fixed_rank import FixedRank, orthographic
+from .fourier import Fourier
+from .frozen import FrozenCore, FrozenRight, FrozenValues
 from .hadamard import Hadamard
 from .kronecker import Kronecker
+from .lokr import LoKr, LoKrSmall
+from .pooled import BSLoRA, RaSA
+from .prolora import ProLoRA
+from .ragged import RaggedGrid
+from .reflection import EtherPlus, Householder
+from .rotation import BlockRotation, Butterfly, Multiplicative
+from .scaled import TiedLoRA, VeRA
 from .sparse import LowRankPlusSparse
+from .square import GroupedSquare, RotatedSquare, square_size
+from .support import Sparse, column_support, largest_support, uniform_support
 from .svd import SVD, PoLAR
+from .tensor import TensorFactors
+from .tt import TensorTrain
+from .tt_manifold import FixedRankTrain
+from .tucker import Tucker
 
 __all__ = [
+    "CP",
     "FORMS",
+    "ROTATIONS",
     "SVD",
+    "TENSOR_FORMS",
+    "BSLoRA",
     "BlockDiagonal",
     "BlockGrid",
+    "BlockRotation",
     "BurerMonteiro",
+    "Butterfly",
     "Core",
     "DiagonalCore",
+    "EtherPlus",
     "FixedRank",
+    "FixedRankTrain",
+    "Fourier",
+    "FrozenCore",
+    "FrozenRight",
+    "FrozenValues",
+    "GroupedSquare",
     "Hadamard",
+    "Householder",
     "Kronecker",
+    "LoKr",
+    "LoKrSmall",
     "LowRankPlusSparse",
+    "Multiplicative",
+    "NoLA",
     "PoLAR",
+    "ProLoRA",
+    "RaSA",
+    "RaggedGrid",
+    "RandLoRA",
+    "RotatedSquare",
+    "Sine",
+    "Sinter",
+    "Sparse",
     "SymmetricBurerMonteiro",
+    "TensorFactors",
+    "TensorTrain",
+    "TiedLoRA",
+    "Tucker",
+    "VeRA",
+    "column_support",
+    "largest_support",
     "orthographic",
+    "square_size",
+    "uniform_support",
 ]
 
-FORMS: dict[str, type[Factors]] = {
+FORMS: dict[str, type[MatrixFactors]] = {
     form.__name__: form
     for form in (
         BurerMonteiro,
@@ -42,5 +95,32 @@ FORMS: dict[str, type[Factors]] = {
         BlockGrid,
         BlockDiagonal,
         LowRankPlusSparse,
+        FrozenRight,
+        FrozenCore,
+        FrozenValues,
+        VeRA,
+        TiedLoRA,
+        NoLA,
+        RandLoRA,
+        LoKr,
+        LoKrSmall,
+        RaggedGrid,
+        GroupedSquare,
+        RotatedSquare,
+        Fourier,
+        Sparse,
+        ProLoRA,
+        RaSA,
+        BSLoRA,
+        Sine,
+        Sinter,
     )
+}
+
+ROTATIONS: dict[str, type[Multiplicative]] = {
+    form.__name__: form for form in (BlockRotation, Butterfly, Householder, EtherPlus)
+}
+
+TENSOR_FORMS: dict[str, type[TensorFactors]] = {
+    form.__name__: form for form in (CP, Tucker, TensorTrain, FixedRankTrain)
 }

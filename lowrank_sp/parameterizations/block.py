@@ -8,11 +8,11 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Configured, Gauged, Multilinear, factorization
+from ..factors import Configured, Gauged, MatrixFactors, Multilinear, factorization
 from ..rearrange import Tiling, as_blocks, is_array, tiles
 from .bm import resized, thin_svd, whole_product
 
-__all__ = ["BlockDiagonal", "BlockGrid"]
+__all__ = ["BlockDiagonal", "BlockGrid", "diagonal_products"]
 
 Array = Any
 
@@ -36,7 +36,7 @@ def _fitting_size(tiling: Tiling, rank: int) -> int:
     return rank
 
 
-class _Blocks(Multilinear, Configured, Gauged):
+class _Blocks(Multilinear, MatrixFactors, Configured, Gauged):
     """Independent products ``X Y^H``, one per block; the gauge group is GL(r) in every block."""
 
     left: Array
@@ -61,7 +61,7 @@ class _Blocks(Multilinear, Configured, Gauged):
         return xp.asarray_like(np.eye(r) + 0.3 * noise, self.left)
 
 
-@covers("P45")
+@covers("P06", "P45")
 @factorization
 class BlockGrid(_Blocks):
     """A grid of blocks, block (i, j) equal to ``X_ij Y_ij^H``: Localized LoRA.
@@ -78,7 +78,8 @@ class BlockGrid(_Blocks):
     `BlockGrid` itself means a 2 x 2 grid; ``BlockGrid.of(I, J)`` is the form with another one. The size of this
     form is the rank r of each block, the same for all of them. The matrix reaches the rank
     ``min(m, n, I J r)``; the matrices of size r are a set of dimension ``I J r (m / I + n / J - r)``, and the
-    gauge group is GL(r) for every block. `from_product` truncates the SVD of every block.
+    gauge group is GL(r) for every block. `from_product` truncates the SVD of every block. One row of blocks for
+    every attention head, ``BlockGrid.of(heads, 1)``, is the LoRA per head of :cite:`shunfoundation`.
     Source: :cite:`barazandeh2025localized`, equations (2) and (3), for square grids.
 
     Examples
@@ -281,11 +282,11 @@ class BlockDiagonal(_Blocks):
 
     def partial(self, index, g):
         if index == 0:
-            return _diagonal_products(g, self.right, self.tiling)
-        return _diagonal_products(xp.adjoint(g), self.left, self.tiling.transposed)
+            return diagonal_products(g, self.right, self.tiling)
+        return diagonal_products(xp.adjoint(g), self.left, self.tiling.transposed)
 
 
-def _diagonal_products(g: Any, factors: Array, tiling: Tiling) -> Array:
+def diagonal_products(g: Any, factors: Array, tiling: Tiling) -> Array:
     """``G_ii Y_i`` of every block: (..., k, p, r) from factors (..., k, q, r)."""
     k, _, p, q = tiling
     if is_array(g):

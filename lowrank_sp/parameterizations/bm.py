@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import xp
+from .. import kernels, xp
 from ..coverage import covers
-from ..factors import ByFactor, Factors, Gauged, Multilinear, factorization
+from ..factors import ByFactor, Gauged, MatrixFactors, Multilinear, factorization
 
 __all__ = ["BurerMonteiro", "SymmetricBurerMonteiro"]
 
@@ -20,6 +20,8 @@ BLOCK = 8192
 
 def sampled_product(left: Array, right: Array, rows: Array, cols: Array) -> Array:
     """``sum_k left[..., rows, k] conj(right[..., cols, k])``, an array (..., N), in blocks of samples."""
+    if kernels.available(rows.shape[0], left.shape[-1], left, right):
+        return kernels.sampled(left, right, rows, cols)
     backend = xp.namespace(left, right)
     if backend is np:
         out = np.empty((*left.shape[:-2], rows.shape[0]), dtype=np.result_type(left, right))
@@ -43,7 +45,7 @@ def _pairwise(a: Array, b: Array) -> Array:
 
 @covers("P01")
 @factorization
-class BurerMonteiro(Multilinear, Gauged):
+class BurerMonteiro(Multilinear, MatrixFactors, Gauged):
     """W = X Y^H, the factorization of Burer and Monteiro; LoRA without its scale.
 
     Parameters
@@ -68,6 +70,8 @@ class BurerMonteiro(Multilinear, Gauged):
 
     left: Array
     right: Array
+
+    thin = True
 
     @property
     def shape(self):
@@ -153,7 +157,7 @@ def resized(left: Array, right: Array, rank: int | None) -> tuple[Array, Array]:
     return u[..., :rank] * root, v[..., :rank] * root
 
 
-def whole_product(point: Factors) -> tuple[Array, Array]:
+def whole_product(point: MatrixFactors) -> tuple[Array, Array]:
     """``(W, I)`` or ``(I, W^H)``: the product of a matrix whose rank may be full."""
     dense = point.dense()
     m, n = dense.shape[-2:]
@@ -163,7 +167,7 @@ def whole_product(point: Factors) -> tuple[Array, Array]:
 
 
 @factorization
-class SymmetricBurerMonteiro(ByFactor, Gauged):
+class SymmetricBurerMonteiro(ByFactor, MatrixFactors, Gauged):
     """W = X X^H, the symmetric (Hermitian) positive semidefinite form.
 
     Parameters
@@ -182,6 +186,7 @@ class SymmetricBurerMonteiro(ByFactor, Gauged):
     factor: Array
 
     universal = False
+    thin = True
     zeros = ()
 
     @property

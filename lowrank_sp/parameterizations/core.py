@@ -8,15 +8,15 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Factors, Gauged, Multilinear, factorization
+from ..factors import Gauged, MatrixFactors, Multilinear, factorization
 from .bm import resized, sampled_product
 
-__all__ = ["Core", "CoreImage", "DiagonalCore", "WithCore", "WithValues", "orthonormal_core"]
+__all__ = ["Core", "CoreImage", "DiagonalCore", "WithCore", "WithValues", "orthonormal_core", "whiten_core"]
 
 Array = Any
 
 
-class CoreImage(Factors):
+class CoreImage(MatrixFactors):
     """The matrix ``left core right^H``, whatever its differential."""
 
     left: Array
@@ -24,6 +24,7 @@ class CoreImage(Factors):
     right: Array
 
     zeros = ("core",)
+    thin = True
 
     @property
     def shape(self):
@@ -83,12 +84,12 @@ class WithCore(CoreImage, Multilinear):
         outer_right = xp.adjoint(self.core) @ left_gram @ self.core
         return type(self)(
             xp.divide_psd(grad.left, outer_left, damping),
-            _whiten_core(left_gram, right_gram, grad.core, damping),
+            whiten_core(left_gram, right_gram, grad.core, damping),
             xp.divide_psd(grad.right, outer_right, damping),
         )
 
 
-def _whiten_core(p: Array, q: Array, g: Array, damping: Any) -> Array:
+def whiten_core(p: Array, q: Array, g: Array, damping: Any) -> Array:
     """Solve ``p x q + damping x = g`` for Hermitian PSD ``p`` and ``q``."""
     backend = xp.namespace(p, q, g)
     dp, up = backend.linalg.eigh(p)
@@ -99,7 +100,7 @@ def _whiten_core(p: Array, q: Array, g: Array, damping: Any) -> Array:
     return up @ ((xp.adjoint(up) @ g @ uq) / backend.maximum(shifted, floor)) @ xp.adjoint(uq)
 
 
-class WithValues(Multilinear):
+class WithValues(Multilinear, MatrixFactors):
     """``left diag(values) right^H``, wherever the factors live."""
 
     left: Array
@@ -108,6 +109,7 @@ class WithValues(Multilinear):
 
     ndims = (2, 1, 2)
     zeros = ("values",)
+    thin = True
 
     @property
     def shape(self):

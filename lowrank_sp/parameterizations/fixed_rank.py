@@ -46,6 +46,7 @@ class FixedRank(CoreImage):
     right: Array
 
     spaces = (STIEFEL, FLAT, STIEFEL)
+    polynomial = False
 
     @classmethod
     def from_product(cls, left, right, rank=None):

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Gauged, Multilinear, factorization
+from ..factors import Gauged, MatrixFactors, Multilinear, factorization
 from .bm import resized, sampled_product, whole_product
 
 __all__ = ["Hadamard", "khatri_rao"]
@@ -24,7 +24,7 @@ def khatri_rao(a: Array, b: Array) -> Array:
 
 @covers("P46")
 @factorization
-class Hadamard(Multilinear, Gauged):
+class Hadamard(Multilinear, MatrixFactors, Gauged):
     """W = (X1 Y1^H) o (X2 Y2^H), the form of FedPara and LoHa.
 
     Parameters

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Configured, Gauged, Multilinear, factorization
+from ..factors import Configured, Gauged, MatrixFactors, Multilinear, factorization
 from ..rearrange import Tiling, rearrange
 from .bm import whole_product
 
@@ -25,7 +25,7 @@ def largest_divisor(n: int, most: float) -> int:
 
 @covers("P48", "P50", "D09")
 @factorization
-class Kronecker(Multilinear, Configured, Gauged):
+class Kronecker(Multilinear, MatrixFactors, Configured, Gauged):
     """W = sum_k X_k (x) Y_k: KronA for one term, and sums of Kronecker products.
 
     Parameters

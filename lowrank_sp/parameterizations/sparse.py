@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import ByFactor, Configured, Gauged, factorization
+from ..factors import ByFactor, Configured, Gauged, MatrixFactors, factorization
 from ..operators import Pattern, SampledMatrix
 from ..rearrange import locate, sample_entries
 from .bm import BurerMonteiro, resized, sampled_product, whole_product
@@ -89,7 +89,7 @@ def _diagonal(shape: tuple[int, int]) -> Support:
 
 @covers("P51")
 @factorization
-class LowRankPlusSparse(ByFactor, Configured, Gauged):
+class LowRankPlusSparse(ByFactor, MatrixFactors, Configured, Gauged):
     """W = X Y^H + S with S sparse: RoSA. The support of S is fixed, its values are free.
 
     Parameters

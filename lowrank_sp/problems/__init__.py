@@ -8,6 +8,9 @@ from .factorization import MatrixFactorization
 from .hankel import HankelCompletion
 from .robust import RobustPCA, RobustSensing
 from .sensing import MatrixSensing
+from .tensor import TensorCompletion, TensorFactorization, TensorSensing
+from .tensor_robust import RobustTensorPCA
+from .tomography import PauliEnsemble
 
 __all__ = [
     "DenseEnsemble",
@@ -17,10 +20,15 @@ __all__ = [
     "MatrixCompletion",
     "MatrixFactorization",
     "MatrixSensing",
+    "PauliEnsemble",
     "QuadraticEnsemble",
     "RankOneEnsemble",
     "RobustPCA",
     "RobustSensing",
+    "RobustTensorPCA",
     "SubsampledOrthogonal",
+    "TensorCompletion",
+    "TensorFactorization",
+    "TensorSensing",
     "synthetic",
 ]

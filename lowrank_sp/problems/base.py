@@ -8,7 +8,8 @@ from math import prod
 from typing import Any, ClassVar
 
 from .. import xp
-from ..factors import Factors
+from ..factors import MatrixFactors
+from ..parameterizations.tensor import TensorFactors
 
 __all__ = ["LeastSquares", "block_cgls"]
 
@@ -26,7 +27,7 @@ class LeastSquares(ABC):
     Attributes
     ----------
     shape : (m, n)
-        Shape of W.
+        Shape of W; one number per mode where W is a tensor.
     data : array (..., *measurement axes)
         y; leading axes are batch.
     truth : Factors, array or None
@@ -41,18 +42,18 @@ class LeastSquares(ABC):
         Whether ``||A(W)|| <= ||W||_F`` always holds.
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     data: Any
     truth: Any
     scale: float
-    data_ndim: ClassVar[int]
+    data_ndim: int
     refresh: int = 20
     quadratic: ClassVar[bool] = True
     smooth: ClassVar[bool] = True
-    nonexpansive: ClassVar[bool] = False
+    nonexpansive: bool = False
 
     @abstractmethod
-    def measure(self, *sums: Sequence[Factors]) -> list[Any]:
+    def measure(self, *sums: Sequence[Any]) -> list[Any]:
         """``A(F(x_1) + F(x_2) + ...)`` for every group of points, without forming W where A allows it."""
 
     @abstractmethod
@@ -71,7 +72,7 @@ class LeastSquares(ABC):
         """Real inner product of two measurement vectors."""
         return xp.inner(a, b, self.data_ndim)
 
-    def residual(self, point: Factors) -> Any:
+    def residual(self, point: Any) -> Any:
         """``A(F(x)) - y``."""
         return self.measure((point,))[0] - self.data
 
@@ -83,7 +84,7 @@ class LeastSquares(ABC):
         """The (sub)gradient of `loss` in the residual: the residual itself for squares."""
         return residual
 
-    def gradient(self, point: Factors) -> Any:
+    def gradient(self, point: Any) -> Any:
         """Gradient in the factors at ``point``."""
         return point.pullback(self.backproject(self.slope(self.residual(point))))
 
@@ -101,7 +102,7 @@ class LeastSquares(ABC):
         return overlap * (overlap > 0) / (size + (size == 0))
 
     @abstractmethod
-    def error(self, point: Factors, residual: Any = None) -> Any:
+    def error(self, point: Any, residual: Any = None) -> Any:
         """``|| F(x) - truth ||_F / || truth ||_F``; None without a truth. ``residual`` may save work."""
 
     @abstractmethod
@@ -112,16 +113,28 @@ class LeastSquares(ABC):
         mean diagonal of the Gram matrix of the block.
         """
 
+    def sweep_block(self, point: Any, index: int, ridge: float, residual: Any = None) -> tuple[Array, Any]:
+        """``(change, square)``: what `solve_block` gives, and the squared norm of the gradient before.
 
-def relative_error(point: Factors, truth: Any) -> Any:
-    """Relative Frobenius error against a matrix in factors or dense form.
+        ``residual`` is that of ``point``, if it is known. Override where one pass over the data yields both.
+        """
+        if residual is None:
+            residual = self.residual(point)
+        gradient = point.partial(index, self.backproject(residual))
+        return self.solve_block(point, gradient, index, ridge), xp.inner(gradient, gradient, point.ndims[index])
 
-    For factors, the difference ``[X, U][Y, -V]^H`` is measured through two QR factorizations: exact to
+
+def relative_error(point: Any, truth: Any) -> Any:
+    """Relative Frobenius error against a matrix or tensor in factors or dense form.
+
+    For factors of matrices, the difference ``[X, U][Y, -V]^H`` is measured through two QR factorizations: exact to
     rounding, where Gram matrices would lose half of the digits.
     """
-    if not isinstance(truth, Factors):
-        gap = point.dense() - truth
-        return (xp.inner(gap, gap) / xp.inner(truth, truth)) ** 0.5
+    if not isinstance(truth, (MatrixFactors, TensorFactors)):
+        gap, ndim = point.dense() - truth, len(point.shape)
+        return (xp.inner(gap, gap, ndim) / xp.inner(truth, truth, ndim)) ** 0.5
+    if isinstance(truth, TensorFactors):
+        return truth.distance(point) / truth.frobenius()
     x, y = point.product()
     u, v = truth.product()
     return _product_norm(x, y, u, v) / _product_norm(u, v)

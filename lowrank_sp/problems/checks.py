@@ -17,6 +17,8 @@ __all__ = [
     "check_finite",
     "check_rank",
     "check_shape",
+    "check_tensor_order",
+    "check_tensor_shape",
     "warn_unobserved",
 ]
 
@@ -75,6 +77,25 @@ def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
     if m < 1 or n < 1:
         raise ValueError(f"{name} must hold positive integers, got {(m, n)}")
     return m, n
+
+
+def check_tensor_order(order: Any, axes: int) -> int:
+    """The number of modes of data with so many axes: all of them, unless ``order`` says fewer."""
+    order = axes if order is None else order
+    if isinstance(order, bool) or int(order) != order or not 2 <= order <= axes:
+        raise ValueError(f"order must be an integer between 2 and the number of axes {axes}, got {order!r}")
+    return int(order)
+
+
+def check_tensor_shape(shape: Any, name: str = "shape") -> tuple[int, ...]:
+    """``shape`` as at least two positive integers."""
+    try:
+        sizes = tuple(int(k) for k in shape)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must hold integers, one per mode, got {shape!r}") from error
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ValueError(f"{name} must hold at least two positive integers, got {sizes}")
+    return sizes
 
 
 def check_rank(rank: Any, shape: tuple[int, int]) -> int:

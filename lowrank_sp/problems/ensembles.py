@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Factors, sum_dense
+from ..factors import MatrixFactors, sum_dense
 from .checks import LinearMap, as_data, check_shape
 
 __all__ = [
@@ -33,7 +33,7 @@ class Ensemble(ABC):
     isotropic: ClassVar[bool] = False
 
     @abstractmethod
-    def measure(self, sums: list[list[Factors]]) -> list[Array]:
+    def measure(self, sums: list[list[MatrixFactors]]) -> list[Array]:
         """A of the sum of the points in each group: arrays (..., count)."""
 
     @abstractmethod

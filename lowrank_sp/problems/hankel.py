@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Factors
+from ..factors import MatrixFactors
 from .base import LeastSquares, block_cgls
 from .checks import as_data, as_indices
 
@@ -182,11 +182,11 @@ class HankelCompletion(LeastSquares):
         self.refresh, self.truth = 1, truth
         self.scale = float(xp.to_numpy(self.inner(self.data, self.data)))
 
-    def signal(self, point: Factors) -> Array:
+    def signal(self, point: MatrixFactors) -> Array:
         """x (..., N): the averages of W along its antidiagonals."""
         return antidiagonal_means(*point.product())
 
-    def frequencies(self, point: Factors) -> Array:
+    def frequencies(self, point: MatrixFactors) -> Array:
         """The frequencies (r,) in [0, 1), cycles per sample, by rotational invariance (ESPRIT); real part only.
 
         Source: :cite:`roy1989esprit`.

@@ -14,7 +14,18 @@ from .ensembles import DenseEnsemble, Ensemble, QuadraticEnsemble, RankOneEnsemb
 from .factorization import MatrixFactorization
 from .hankel import HankelCompletion
 from .robust import RobustPCA, RobustSensing, keep_largest
+from .sampling import add_noise, cover, noise_like, sample_positions
 from .sensing import MatrixSensing
+from .synthetic_tensor import (
+    low_tensor,
+    orthogonal_tensor,
+    spiked_tensor,
+    tensor_completion,
+    tensor_factorization,
+    tensor_robust,
+    tensor_sensing,
+)
+from .tomography import tomography
 
 __all__ = [
     "completion",
@@ -22,12 +33,20 @@ __all__ = [
     "gaussian_ensemble",
     "hankel",
     "low_rank",
+    "low_tensor",
+    "orthogonal_tensor",
     "quadratic",
     "rank_one_ensemble",
     "robust",
     "robust_sensing",
     "sensing",
+    "spiked_tensor",
     "subsampled_ensemble",
+    "tensor_completion",
+    "tensor_factorization",
+    "tensor_robust",
+    "tensor_sensing",
+    "tomography",
 ]
 
 
@@ -60,7 +79,8 @@ def low_rank(
     values = np.linspace(1.0, 1.0 / condition_number, rank) if spectrum is None else np.asarray(spectrum, float)
     u = _orthonormal(rng, m, rank, dtype)
     v = u if symmetric and m == n else _orthonormal(rng, n, rank, dtype)
-    return BurerMonteiro(u * values**0.5, v * values**0.5)
+    root = (values**0.5).astype(u.real.dtype)
+    return BurerMonteiro(u * root, v * root)
 
 
 def _orthonormal(rng: np.random.Generator, m: int, rank: int, dtype: Any) -> np.ndarray:
@@ -74,16 +94,6 @@ def _generators(seed: Any) -> tuple[np.random.Generator, np.random.Generator]:
     """Independent streams for the truth and for everything else."""
     a, b = np.random.SeedSequence(seed).spawn(2) if not isinstance(seed, np.random.Generator) else seed.spawn(2)
     return np.random.default_rng(a), np.random.default_rng(b)
-
-
-def _noise(rng: np.random.Generator, clean: np.ndarray, level: float) -> np.ndarray:
-    """Gaussian noise whose norm is ``level`` times that of ``clean`` on average."""
-    if level < 0:
-        raise ValueError(f"noise must not be negative, got {level}")
-    z = rng.standard_normal(clean.shape)
-    if clean.dtype.kind == "c":
-        z = (z + 1j * rng.standard_normal(clean.shape)) / 2**0.5
-    return z * (level * np.linalg.norm(clean) / clean.size**0.5)
 
 
 def factorization(
@@ -103,7 +113,7 @@ def factorization(
     first, second = _generators(seed)
     truth = low_rank(m, n, rank, condition_number, first, **kwargs)
     clean = truth.dense()
-    target = clean + _noise(second, clean, noise) if noise else clean
+    target = clean + noise_like(second, clean, noise) if noise else clean
     return MatrixFactorization(target, truth, noiseless=noise == 0.0)
 
 
@@ -163,7 +173,7 @@ def sensing(
         raise ValueError(f"measurements must be at least 1, got {count}")
     chosen = ensemble if isinstance(ensemble, Ensemble) else _ensemble(ensemble)(count, m, n, second)
     clean = chosen.measure([[truth]])[0]
-    data = clean + _noise(second, clean, noise) if noise else clean
+    data = clean + noise_like(second, clean, noise) if noise else clean
     return MatrixSensing(chosen, data, (m, n), truth)
 
 
@@ -181,6 +191,8 @@ def completion(
     condition_number: float = 1.0,
     noise: float = 0.0,
     seed: Any = None,
+    least: int = 0,
+    noise_spread: float = 1.0,
     **kwargs: Any,
 ) -> MatrixCompletion:
     """Uniformly sampled entries of a low-rank truth.
@@ -191,6 +203,12 @@ def completion(
         Share of entries observed, in (0, 1].
     noise : float
         Relative to the norm of the clean samples.
+    least : int
+        Observations that every row and column gets at least: with fewer than ``rank`` of them it is not determined.
+        Entries of full rows and columns are exchanged for them; needs an m x n array of booleans.
+    noise_spread : float
+        Ratio of the largest to the smallest standard deviation of the noise, log-uniform from entry to entry. Above
+        1 the problem has the inverse variances as weights.
 
     >>> completion(20, 16, rank=1, observed=0.5, seed=0).data.shape
     (160,)
@@ -200,20 +218,11 @@ def completion(
     first, second = _generators(seed)
     truth = low_rank(m, n, rank, condition_number, first, **kwargs)
     count = max(1, round(observed * m * n))
-    rows, cols = np.divmod(_sample_positions(second, m * n, count), n)
+    positions = sample_positions(second, m * n, count)
+    rows, cols = np.divmod(cover(second, positions, (m, n), least) if least else positions, n)
     clean = truth.entries(rows, cols)
-    values = clean + _noise(second, clean, noise) if noise else clean
-    return MatrixCompletion(rows, cols, values, (m, n), truth)
-
-
-def _sample_positions(rng: np.random.Generator, total: int, count: int) -> np.ndarray:
-    """``count`` distinct integers below ``total``, sorted, without an array of length ``total`` when sparse."""
-    if count * 4 > total:
-        return np.sort(rng.choice(total, size=count, replace=False))
-    found = np.empty(0, dtype=np.int64)
-    while found.size < count:
-        found = np.unique(np.concatenate((found, rng.integers(0, total, size=count - found.size + 64))))
-    return np.sort(rng.permutation(found)[:count])
+    values, weights = add_noise(second, clean, noise, noise_spread)
+    return MatrixCompletion(rows, cols, values, (m, n), truth, weights)
 
 
 def robust(
@@ -249,7 +258,7 @@ def robust(
     clean = truth.dense()
     size = magnitude * np.linalg.norm(clean) / clean.size**0.5
     sparse = keep_largest(size * second.standard_normal(clean.shape), outliers)
-    dense = clean + _noise(second, clean, noise) if noise else clean
+    dense = clean + noise_like(second, clean, noise) if noise else clean
     return RobustPCA(dense + sparse, outliers, truth=truth)
 
 
@@ -325,7 +334,7 @@ def quadratic(
         vectors = (vectors + 1j * second.standard_normal((count, n))) / 2**0.5
     operator, point = QuadraticEnsemble(vectors.astype(dtype)), SymmetricBurerMonteiro(truth.left)
     clean = operator.measure([[point]])[0]
-    data = clean + _noise(second, clean, noise) if noise else clean
+    data = clean + noise_like(second, clean, noise) if noise else clean
     return MatrixSensing(operator, data, (n, n), point)
 
 
@@ -371,7 +380,7 @@ def hankel(
     poles = np.exp(2j * np.pi * f - damping * first.random(rank))
     weights = np.linspace(1.0, 1.0 / condition_number, rank) * np.exp(2j * np.pi * first.random(rank))
     signal = poles ** np.arange(length)[:, None] @ weights
-    positions = _sample_positions(second, length, max(1, round(observed * length)))
+    positions = sample_positions(second, length, max(1, round(observed * length)))
     clean = signal[positions]
-    values = clean + _noise(second, clean, noise) if noise else clean
+    values = clean + noise_like(second, clean, noise) if noise else clean
     return HankelCompletion(positions, values, length, truth=signal)

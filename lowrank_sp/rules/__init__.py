@@ -2,24 +2,30 @@
 
 from .accumulate import Adam, Conjugate, Momentum
 from .base import Chain, PerFactor, Plain, Rule, chain, check_needs
-from .geometry import Landing, retract, retract_qr, translate
+from .geometry import Canonical, Landing, retract, retract_qr, translate
+from .penalty import Orthogonality, Shrinkage
 from .precondition import Horizontal, LossDamped, Refactored, RefactoredScalar, Scaled
+from .unmagnified import Unmagnified
 
 __all__ = [
     "RULES",
     "Adam",
+    "Canonical",
     "Chain",
     "Conjugate",
     "Horizontal",
     "Landing",
     "LossDamped",
     "Momentum",
+    "Orthogonality",
     "PerFactor",
     "Plain",
     "Refactored",
     "RefactoredScalar",
     "Rule",
     "Scaled",
+    "Shrinkage",
+    "Unmagnified",
     "chain",
     "check_needs",
     "retract",
@@ -44,4 +50,8 @@ RULES: dict[str, Rule] = {
     "refactored+momentum": chain(Refactored(), Momentum()),
     "refactored+adam": chain(Refactored(), Adam()),
     "scaled+adam": chain(Scaled(), Adam()),
+    "canonical": Canonical(),
+    "orthogonality": Orthogonality(0.01),
+    "adam+orthogonality": chain(Adam(), Orthogonality(0.01)),
+    "unmagnified": Unmagnified(),
 }

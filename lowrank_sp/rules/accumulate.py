@@ -13,11 +13,11 @@ from .base import Rule
 __all__ = ["Adam", "Conjugate", "Momentum"]
 
 
-def _zero_like(point):
+def zero_like(point):
     return point.map(lambda a: xp.namespace(a).zeros_like(a))
 
 
-def _counter(point):
+def counter(point):
     """A 0-d array zero beside the data, so that compiled code sees no Python integer change."""
     first = point.arrays()[0]
     return np.zeros(()) if type(first) is np.ndarray else xp.asarray_like(0.0, first).real
@@ -36,7 +36,7 @@ class Momentum(Rule):
     def init(self, point):
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {self.decay}")
-        return _zero_like(point)
+        return zero_like(point)
 
     def update(self, grad, state, point, loss=None):
         velocity = state.map(lambda v, g: self.decay * v + g, grad)
@@ -61,7 +61,7 @@ class Adam(Rule):
     needs = (ByFactor,)
 
     def init(self, point):
-        return _counter(point), _zero_like(point), point.map(lambda a: abs(0 * a))
+        return counter(point), zero_like(point), point.map(lambda a: abs(0 * a))
 
     def update(self, grad, state, point, loss=None):
         count, first, second = state
@@ -103,7 +103,7 @@ class Conjugate(Rule):
         return self.rule.equivariant
 
     def init(self, point):
-        zero = _zero_like(point)
+        zero = zero_like(point)
         return self.rule.init(point), zero, zero, zero.inner(zero)
 
     def update(self, grad, state, point, loss=None):

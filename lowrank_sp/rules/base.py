@@ -72,7 +72,9 @@ class Chain(Rule):
 
     @property
     def needs(self) -> tuple[type, ...]:
-        return min((rule.needs for rule in self.rules), key=lambda classes: Factors in classes)
+        """Those of the rule that the fewest forms satisfy; `init` checks them all."""
+        accepted = {rule.needs: sum(issubclass(form, rule.needs) for form in FORMS.values()) for rule in self.rules}
+        return min(accepted, key=lambda classes: accepted[classes])
 
     @property
     def equivariant(self) -> bool:

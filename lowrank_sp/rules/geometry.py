@@ -8,12 +8,12 @@ from typing import Any
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Factors
+from ..factors import ByFactor, Factors
 from ..parameterizations import PoLAR
-from ..spaces import FLAT, STIEFEL_QR
+from ..spaces import FIXED, STIEFEL_QR
 from .base import Rule
 
-__all__ = ["Landing", "retract", "retract_qr", "translate"]
+__all__ = ["Canonical", "Landing", "retract", "retract_qr", "translate"]
 
 
 def retract(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | None = None) -> Factors:
@@ -25,7 +25,7 @@ def retract_qr(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] |
     """As `retract`, with the QR retraction for orthonormal factors."""
     arrays, moves = list(point.arrays()), direction.arrays()
     for i in range(len(arrays)) if wrt is None else wrt:
-        space = FLAT if point.spaces[i] is FLAT else STIEFEL_QR
+        space = point.spaces[i] if point.spaces[i].linear else STIEFEL_QR
         arrays[i] = space.retract(arrays[i], moves[i], xp.expand(lr, point.ndims[i]))
     return type(point)(*arrays)
 
@@ -34,8 +34,32 @@ def translate(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | 
     """Move every factor along a straight line, whatever its space: for retraction-free methods."""
     arrays, moves = list(point.arrays()), direction.arrays()
     for i in range(len(arrays)) if wrt is None else wrt:
-        arrays[i] = arrays[i] - xp.expand(lr, point.ndims[i]) * moves[i]
+        if point.spaces[i] is not FIXED:
+            arrays[i] = arrays[i] - xp.expand(lr, point.ndims[i]) * moves[i]
     return type(point)(*arrays)
+
+
+@covers("O13")
+@dataclass(frozen=True)
+class Canonical(Rule):
+    """The gradient in the canonical metric of orthonormal factors, ``G - X G^H X``; others stay as they are.
+
+    It is tangent. Before a Euclidean rule such as `Adam`, with a retraction behind it, which projects what that
+    rule returns: the three steps of SteLLA. Source: :cite:`li2025stella`.
+    """
+
+    needs = (ByFactor,)
+
+    def init(self, point):
+        return ()
+
+    def update(self, grad, state, point, loss=None):
+        parts = zip(point.spaces, point.arrays(), grad.arrays(), strict=True)
+        moved = [s.project(x, g) if s.linear else g - x @ (xp.adjoint(g) @ x) for s, x, g in parts]
+        return type(point)(*moved), state
+
+    def carry(self, state, old, new):
+        return state
 
 
 @covers("O12")

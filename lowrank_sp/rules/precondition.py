@@ -9,7 +9,6 @@ from .. import xp
 from ..coverage import covers
 from ..factors import ByFactor
 from ..parameterizations import BurerMonteiro
-from ..spaces import FLAT
 from .base import Rule
 
 __all__ = ["Horizontal", "LossDamped", "Refactored", "RefactoredScalar", "Scaled"]
@@ -29,7 +28,7 @@ def _scaled_gradient(point: Any, grad: Any, damping: Any) -> Any:
     probe = point.whiten(point, damping).arrays()
     arrays = list(scaled.arrays())
     for i, (space, u) in enumerate(zip(point.spaces, point.arrays(), strict=True)):
-        if space is not FLAT:
+        if not space.linear:
             inverse, cross = xp.adjoint(u) @ probe[i], xp.adjoint(u) @ arrays[i]
             s = xp.sylvester_psd(inverse, inverse, -(cross + xp.adjoint(cross)))
             arrays[i] = arrays[i] + u @ (s @ inverse)

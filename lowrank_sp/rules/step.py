@@ -10,7 +10,6 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..spaces import FLAT
 from .geometry import translate
 from .polynomial import loss_polynomial, minimize_polynomial
 
@@ -198,7 +197,7 @@ def _orthogonality_polynomial(point: Any, move: Move) -> np.ndarray:
     """``1/2 sum ||X(t)^H X(t) - I||^2`` along the line, over the orthonormal factors that move."""
     total: Any = np.zeros(5)
     for i in move.wrt:
-        if point.spaces[i] is not FLAT:
+        if not point.spaces[i].linear:
             x, d = point.arrays()[i], move.direction.arrays()[i]
             cross = xp.adjoint(x) @ d
             p = xp.gram(x)
@@ -392,6 +391,7 @@ class Auto(Search):
     def _choose(self, place: Place, move: Move) -> Search:
         if not move.problem.smooth:
             return self.kinked
-        if not (move.mover is translate or all(place.point.spaces[i] is FLAT for i in move.wrt)):
+        straight = move.mover is translate or all(place.point.spaces[i].linear for i in move.wrt)
+        if not (straight and place.point.polynomial):
             return self.manifold
         return self.exact if move.problem.quadratic else self.modelled

@@ -9,17 +9,22 @@ import numpy as np
 
 from .. import xp
 from ..factors import Factors
+from ..parameterizations.tensor import TensorFactors
+from ..spaces import FIXED
 
 __all__ = [
     "as_arrays",
     "elements",
     "fitting_shape",
     "in_library",
+    "moving",
+    "random_direction",
     "random_like",
     "random_point",
     "require",
     "require_close",
     "settle",
+    "shifted",
 ]
 
 Array = Any
@@ -59,9 +64,17 @@ def in_library(value: Any, library: str) -> Any:
     return torch.as_tensor(value)
 
 
-def fitting_shape(form: Any, rank: int) -> tuple[int, int]:
-    """A small shape that holds the size: rectangular, with even sides if need be, or square if it must be."""
-    for shape in ((rank + 4, rank + 2), (2 * rank + 2, 2 * rank), (rank + 3, rank + 3)):
+def fitting_shape(form: Any, rank: int) -> tuple[int, ...]:
+    """A small shape that holds the size: rectangular, with even sides if need be, or square if it must be.
+
+    Of a tensor form: as many modes as it has, or four.
+    """
+    if issubclass(form, TensorFactors):
+        shapes = [(rank + 1, rank + 2, 2, rank, 2)[:order] for order in (4, 2, 3, 5)]
+    else:
+        shapes = [(rank + 4, rank + 2), (2 * rank + 2, 2 * rank), (rank + 3, rank + 3), (4 * rank, 4 * rank)]
+        shapes.append((rank * (rank + 1), rank * rank))  # whose sides have divisors that large
+    for shape in shapes:
         try:
             form.shapes(shape, rank)
         except ValueError:
@@ -76,13 +89,30 @@ def settle(point: Any) -> Any:
     return type(point)(*[space.retract(a, 0 * a, 0.0) for space, a in parts])
 
 
-def random_point(form: Any, shape: tuple[int, int], rank: int, rng: Any, dtype: Any, batch: tuple = ()) -> Any:
+def random_point(form: Any, shape: tuple[int, ...], rank: Any, rng: Any, dtype: Any, batch: tuple = ()) -> Any:
     """A NumPy point of the form, complex for a complex ``dtype``."""
     point = form.random(shape, rank, rng, batch)
     if np.dtype(dtype).kind == "c":
         other = form.random(shape, rank, rng, batch)
-        point = settle(point.map(lambda a, b: a + 1j * b, other))
-    return point.map(lambda a: a.astype(dtype))
+        point = settle(point.map(lambda a, b: a if a.dtype.kind == "i" else a + 1j * b, other))
+    return point.map(lambda a: a if a.dtype.kind == "i" else a.astype(dtype))
+
+
+def moving(point: Any) -> Any:
+    """A NumPy point with zeros for its fixed arrays."""
+    pairs = zip(point.spaces, point.arrays(), strict=True)
+    return type(point)(*[np.zeros_like(a) if space is FIXED else a for space, a in pairs])
+
+
+def random_direction(point: Any, rng: Any) -> Any:
+    """Standard normal numbers in the arrays of a NumPy point that can move, zeros in the fixed ones."""
+    return moving(point.map(lambda a: random_like(a, rng)))
+
+
+def shifted(point: Any, direction: Any, t: float) -> Any:
+    """``point + t direction``, with fixed arrays as they are."""
+    triples = zip(point.spaces, point.arrays(), direction.arrays(), strict=True)
+    return type(point)(*[a if space is FIXED else a + t * d for space, a, d in triples])
 
 
 def random_like(array: Array, rng: Any) -> Array:

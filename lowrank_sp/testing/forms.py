@@ -8,34 +8,39 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import xp
-from ..factors import ByFactor, Factors, Gauged, Multilinear
+from ..factors import ByFactor, Factors, Gauged, MatrixFactors, Multilinear
 from ..operators import ImplicitMatrix, Pattern, SampledMatrix, Target
+from ..parameterizations.tensor import TensorFactors
+from ..spaces import FIXED
 from .common import (
     as_arrays,
     elements,
     fitting_shape,
     in_library,
+    random_direction,
     random_like,
     random_point,
     require,
     require_close,
     settle,
+    shifted,
 )
+from .tensors import check_tensor
 
 __all__ = ["check_parameterization"]
 
 
 class _Case(NamedTuple):
-    """A point with a direction, a tangent vector, a matrix G, rows to apply to, sampled positions and a product."""
+    """A point with a direction, a tangent vector, a gradient G, sampled positions, and rows to apply a matrix to and
+    a product for matrices."""
 
     point: Any
     direction: Any
     tangent: Any
     g: Any
     x: Any
-    rows: Any
-    cols: Any
-    factors: tuple[Any, Any]
+    indices: tuple[Any, ...]
+    factors: tuple[Any, ...]
     batch: tuple[int, ...]
     size: int
     tol: float
@@ -47,8 +52,8 @@ class _Case(NamedTuple):
 
 def check_parameterization(
     form: Any,
-    shape: tuple[int, int] | None = None,
-    rank: int = 3,
+    shape: tuple[int, ...] | None = None,
+    rank: Any = 3,
     *,
     library: str = "numpy",
     dtype: Any = "float64",
@@ -58,7 +63,8 @@ def check_parameterization(
 ) -> None:
     """Check that a form keeps what `lowrank_sp.factors.Factors` promises.
 
-    The dense matrix is the oracle: ``apply``, ``entries`` and ``product`` agree with it, the differential
+    The dense matrix or tensor is the oracle: ``entries`` agree with it, ``apply`` and ``product`` of matrices,
+    conversions, slices and sampled gradients of tensors (`check_tensor`), the differential
     with its difference quotient, the expansion with its values on a line; the adjoint passes the dot test;
     ``whiten`` solves the normal equations built from unit vectors (for `Multilinear` forms; it is symmetric
     positive definite for others); the gauge group leaves the matrix alone; projection, retraction and
@@ -68,7 +74,7 @@ def check_parameterization(
     ----------
     form : type[Factors]
     shape : tuple of int, optional
-        Of the matrix; small. By default ``(rank + 4, rank + 2)``, or what the form needs.
+        Of the matrix or tensor; small. By default ``(rank + 4, rank + 2)``, or what the form needs.
     rank : int
         The size that ``shapes`` takes.
     library : {"numpy", "torch"}
@@ -86,38 +92,46 @@ def check_parameterization(
         With the form and the property that does not hold.
     """
     require(isinstance(form, type) and issubclass(form, Factors), f"{form!r} is not a subclass of Factors")
+    require(
+        issubclass(form, (MatrixFactors, TensorFactors)),
+        f"{form.__name__} must derive from MatrixFactors (in lowrank_sp.factors) or from TensorFactors",
+    )
     shape = fitting_shape(form, rank) if shape is None else shape
     case = _case(form, shape, rank, dtype, batch, np.random.default_rng(seed), tol)
     if batch:
         _check_batch(case)
     if library != "numpy":
-        translated = case._replace(**{k: in_library(getattr(case, k), library) for k in _Case._fields[:7]})
-        translated = translated._replace(factors=tuple(in_library(a, library) for a in case.factors))
-        for what, run in OPERATIONS.items():
+        translated = case._replace(**{k: in_library(getattr(case, k), library) for k in _Case._fields[:5]})
+        for k in ("indices", "factors"):
+            translated = translated._replace(**{k: tuple(in_library(a, library) for a in getattr(case, k))})
+        for what, run in _operations(case).items():
             require_close(run(translated), run(case), f"{case.name}: {what} in {library} and NumPy", tol)
         case = translated
     for check in CHECKS:
         check(case)
     if isinstance(case.point, Gauged):
         _check_gauge(case, np.random.default_rng(seed + 1))
-    if library == "numpy" and not batch:
+    if isinstance(case.point, TensorFactors):
+        check_tensor(case.point, case.g, rank, case.name, tol)
+    elif library == "numpy" and not batch:
         _check_operators(case)
 
 
 def _case(form: Any, shape: Any, rank: int, dtype: Any, batch: Any, rng: Any, tol: float) -> _Case:
     point = random_point(form, shape, rank, rng, dtype, batch)
-    direction = point.map(lambda a: random_like(a, rng))
+    direction = random_direction(point, rng)
     g = random_like(np.zeros((*batch, *shape), dtype), rng)
-    x = random_like(np.zeros((*batch, 4, shape[1]), dtype), rng)
-    rows, cols = rng.integers(0, shape[0], 20), rng.integers(0, shape[1], 20)
-    factors = tuple(random_like(np.zeros((*batch, k, rank), dtype), rng) for k in shape)
-    return _Case(point, direction, point.project(direction), g, x, rows, cols, factors, batch, rank, tol)
+    matrix = isinstance(point, MatrixFactors)
+    x = random_like(np.zeros((*batch, 4, shape[1] if matrix else 0), dtype), rng)
+    indices = tuple(rng.integers(0, k, 20) for k in shape)
+    factors = tuple(random_like(np.zeros((*batch, k, rank), dtype), rng) for k in shape) if matrix else ()
+    return _Case(point, direction, point.project(direction), g, x, indices, factors, batch, rank, tol)
 
 
 def _moved(case: _Case, t: float) -> Any:
     """The point after a time ``t`` on a smooth curve along the tangent vector (or any direction)."""
     if isinstance(case.point, ByFactor):
-        return case.point + case.direction.scale(t)
+        return shifted(case.point, case.direction, t)
     return case.point.retract(case.tangent, -t)
 
 
@@ -127,8 +141,7 @@ def _velocity(case: _Case) -> Any:
 
 OPERATIONS: dict[str, Callable[[_Case], Any]] = {
     "dense": lambda c: c.point.dense(),
-    "apply": lambda c: c.point.apply(c.x),
-    "entries": lambda c: c.point.entries(c.rows, c.cols),
+    "entries": lambda c: c.point.entries(*c.indices),
     "pullback": lambda c: c.point.pullback(c.g),
     "pushforward": lambda c: c.point.pushforward(c.tangent),
     "whiten": lambda c: c.point.whiten(c.tangent, 0.1),
@@ -139,9 +152,15 @@ OPERATIONS: dict[str, Callable[[_Case], Any]] = {
 }
 
 
+def _operations(c: _Case) -> dict[str, Callable[[_Case], Any]]:
+    if isinstance(c.point, MatrixFactors):
+        return {"apply": lambda c: c.point.apply(c.x), **OPERATIONS}
+    return OPERATIONS
+
+
 def _check_batch(c: _Case) -> None:
     """Every operation on the batch against the same on each of its elements."""
-    for what, run in OPERATIONS.items():
+    for what, run in _operations(c).items():
         whole = run(c)
         for *inputs, part in elements(c.batch, *c[:5], whole):
             single = c._replace(**dict(zip(_Case._fields, inputs, strict=False)), batch=())
@@ -154,13 +173,21 @@ def _check_batch(c: _Case) -> None:
 def _check_forward(c: _Case) -> None:
     dense = c.point.dense()
     require(tuple(dense.shape) == (*c.batch, *c.point.shape), f"{c.name}: dense has shape {tuple(dense.shape)}")
+    require_close(c.point.entries(*c.indices), dense[(..., *c.indices)], f"{c.name}: entries of dense", c.tol)
+    if isinstance(c.point, MatrixFactors):
+        _check_products(c, dense)
+
+
+def _check_products(c: _Case, dense: Any) -> None:
+    """Products with vectors, and the way through thin factors."""
     require_close(c.point.apply(c.x), c.x @ dense.mT, f"{c.name}: apply is x F(x)^T", c.tol)
-    expected = dense[..., c.rows, c.cols]
-    require_close(c.point.entries(c.rows, c.cols), expected, f"{c.name}: entries of dense", c.tol)
     left, right = c.point.product()
     require_close(left @ xp.adjoint(right), dense, f"{c.name}: product multiplies to dense", c.tol)
     form = type(c.point)
-    again = form.from_product(left, right)
+    if not form.converts:
+        _check_no_conversion(c)
+        return
+    again = form.from_product(left, right) if form.universal else form.from_product(left, right, c.size)
     require_close(again.dense(), dense, f"{c.name}: from_product keeps a matrix of the form", c.tol)
     require_close(settle(again), again, f"{c.name}: from_product lands on the spaces", c.tol)
     other = form.from_product(*c.factors)
@@ -172,6 +199,18 @@ def _check_forward(c: _Case) -> None:
         label = f"{c.name}: from_product is not the nearest point, the distance has a slope"
         require_close(pulled, pulled.map(lambda a: 0 * a), label, c.tol)
     _check_small(c, other)
+
+
+def _check_no_conversion(c: _Case) -> None:
+    """A form that does not convert says so."""
+    form = type(c.point)
+    require(not form.universal, f"{c.name}: a universal form must convert")
+    try:
+        form.from_product(*c.factors)
+    except TypeError as error:
+        require(form.__name__ in str(error), f"{c.name}: the refusal to convert does not name the form: {error}")
+    else:
+        raise AssertionError(f"{c.name}: declared not to convert, but from_product returned a point")
 
 
 def _check_small(c: _Case, point: Any) -> None:
@@ -189,12 +228,14 @@ def _check_small(c: _Case, point: Any) -> None:
 
 def _check_sizes(c: _Case) -> None:
     axes = len(c.batch)
-    stored = sum(int(np.prod(a.shape[axes:])) for a in c.point.arrays())
+    pairs = zip(c.point.spaces, c.point.arrays(), strict=True)
+    stored = sum(int(np.prod(a.shape[axes:])) for space, a in pairs if space is not FIXED)
     counted = type(c.point).parameter_count(c.point.shape, c.size)
-    require(stored == counted, f"{c.name}: stores {stored} numbers, parameter_count says {counted}")
+    require(stored == counted, f"{c.name}: stores {stored} numbers that move, parameter_count says {counted}")
     require(c.point.batch_shape == c.batch, f"{c.name}: batch_shape is {c.point.batch_shape}")
-    tops = np.linalg.matrix_rank(xp.to_numpy(c.point.dense()))
-    require((tops <= c.point.rank).all(), f"{c.name}: dense exceeds the rank {c.point.rank}")
+    if isinstance(c.point, MatrixFactors):
+        tops = np.linalg.matrix_rank(xp.to_numpy(c.point.dense()))
+        require((tops <= c.point.rank).all(), f"{c.name}: dense exceeds the rank {c.point.rank}")
     flat = [np.concatenate([a.reshape(-1) for a in as_arrays(p)]) for p in (c.point, c.direction)]
     total = xp.to_numpy(c.point.inner(c.direction)).sum()
     require_close(total, np.vdot(*flat).real, f"{c.name}: inner is the real dot product", c.tol)
@@ -209,14 +250,15 @@ def _check_differential(c: _Case) -> None:
     image = c.point.pushforward(velocity)
     require_close(image, quotient, f"{c.name}: pushforward is the derivative of dense", 1e-6)
     pulled = c.point.pullback(c.g)
-    require_close(velocity.inner(pulled), xp.inner(image, c.g), f"{c.name}: dot test <DF[t], G> = <t, DF*[G]>", c.tol)
+    product = xp.inner(image, c.g, len(c.point.shape))
+    require_close(velocity.inner(pulled), product, f"{c.name}: dot test <DF[t], G> = <t, DF*[G]>", c.tol)
     for i, array in enumerate(pulled.arrays()):
         label = f"{c.name}: partial {i} ({c.point.names[i]}) is that block of pullback"
         require_close(c.point.partial(i, c.g), array, label, c.tol)
 
 
 def _check_expansion(c: _Case) -> None:
-    if not isinstance(c.point, ByFactor):
+    if not c.point.polynomial:
         return
     every = tuple(range(len(c.point.names)))
     for wrt in {every, *((i,) for i in every)}:
@@ -231,7 +273,7 @@ def _check_expansion(c: _Case) -> None:
                 for term in terms:
                     total = total + t**k * term.dense()
             label = f"{c.name}: the expansion in {wrt} is dense on the line"
-            require_close(total, (c.point + moves.scale(t)).dense(), label, c.tol)
+            require_close(total, shifted(c.point, moves, t).dense(), label, c.tol)
 
 
 def _check_operators(c: _Case) -> None:
@@ -260,7 +302,7 @@ def _check_operators(c: _Case) -> None:
 
 
 def _check_whiten(c: _Case) -> None:
-    point = c.point + c.direction.scale(0.3) if isinstance(c.point, ByFactor) else c.point
+    point = shifted(c.point, c.direction, 0.3) if isinstance(c.point, ByFactor) else c.point
     grad = point.pullback(c.g)
     if not isinstance(point, Multilinear):
         _check_symmetric(c, point, grad)
@@ -270,6 +312,9 @@ def _check_whiten(c: _Case) -> None:
         triples = elements(c.batch, *(p.map(xp.to_numpy) for p in (point, grad, white)))
         for one, g, w in triples:
             for i, name in enumerate(one.names):
+                if one.spaces[i] is FIXED:
+                    require(not w.arrays()[i].any(), f"{c.name}: whiten moves the fixed array {name}")
+                    continue
                 label = f"{c.name}: whiten solves the normal equations of {name}, damping {damping}"
                 require_close(w.arrays()[i], _solve_block(one, i, g.arrays()[i], damping), label, 1e-7)
 

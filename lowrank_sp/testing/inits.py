@@ -57,8 +57,14 @@ def check_init(
     target = random_point(source, shape, rank, np.random.default_rng(seed), dtype, batch).dense()
     problem = MatrixFactorization(in_library(target, library))
     name = f"{getattr(init, '__name__', init)} for {form.__name__}"
-    point = init(problem, form, rank, seed=seed)
-    require(type(point) is form, f"{name}: returned a {type(point).__name__}")
+    try:
+        point = init(problem, form, rank, seed=seed)
+    except TypeError as error:
+        if form.converts:
+            raise
+        require(form.__name__ in str(error), f"{name}: the refusal to convert does not name the form: {error}")
+        return
+    require(type(point) is form.for_shape(shape), f"{name}: returned a {type(point).__name__}")
     _check_arrays(problem, point, form.shapes(shape, rank), batch, name)
     require_close(settle(point), point, f"{name}: every factor lies on its space", tol)
     require_close(init(problem, form, rank, seed=seed), point, f"{name}: the same seed gives the same start", 0.0)
@@ -72,7 +78,8 @@ def _check_arrays(problem: Any, point: Any, shapes: Any, batch: tuple[int, ...],
     like = problem.like()
     for label, array, core in zip(point.names, point.arrays(), shapes, strict=True):
         xp.namespace(array, like)
-        require(array.dtype == like.dtype, f"{name}: {label} is {array.dtype}, the data are {like.dtype}")
+        same = array.dtype == like.dtype or xp.to_numpy(array).dtype.kind == "i"
+        require(same, f"{name}: {label} is {array.dtype}, the data are {like.dtype}")
         got = tuple(array.shape)
         allowed = (tuple(core), (*batch, *core))
         require(got in allowed, f"{name}: {label} has shape {got}, expected {allowed[-1]}")

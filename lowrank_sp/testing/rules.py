@@ -12,17 +12,19 @@ from ..factors import Factors, Gauged
 from ..parameterizations import FORMS, BurerMonteiro
 from ..problems import MatrixFactorization
 from ..rules import Rule, check_needs
-from ..spaces import FLAT
+from ..spaces import FIXED, FLAT
 from .common import (
     as_arrays,
     elements,
     fitting_shape,
     in_library,
-    random_like,
+    moving,
+    random_direction,
     random_point,
     require,
     require_close,
     settle,
+    shifted,
 )
 
 __all__ = ["check_rule"]
@@ -99,12 +101,16 @@ def _instance(form: Any, rng: Any, dtype: Any, batch: tuple[int, ...]) -> tuple[
     """
     m, n = fitting_shape(form, RANK)
     point = random_point(form, (2 * m, 2 * n), RANK, rng, dtype, batch)
-    arrays = [a / abs(a) if k == 1 else xp.polar(a) for a, k in zip(point.arrays(), form.ndims, strict=True)]
+    form = type(point)
+    kinds = list(zip(form.spaces, form.ndims, strict=True))
+    pairs = zip(kinds, point.arrays(), strict=True)
+    arrays = [a if space is FIXED else a / abs(a) if k == 1 else xp.polar(a) for (space, k), a in pairs]
     size = np.linalg.norm(form(*arrays).dense(), 2, axis=(-2, -1)) ** (-1 / form.spaces.count(FLAT))
-    parts = zip(form.spaces, form.ndims, arrays, strict=True)
-    point = form(*[xp.expand(size, k) * a if space is FLAT else a for space, k, a in parts])
-    noise = point.map(lambda a: random_like(a, rng))
-    return point.dense(), settle(point + noise.scale(0.3 * point.norm() / noise.norm()))
+    pairs = zip(kinds, arrays, strict=True)
+    point = form(*[xp.expand(size, k) * a if space is FLAT else a for (space, k), a in pairs])
+    noise = random_direction(point, rng)
+    weight = 0.3 * moving(point).norm() / noise.norm()
+    return point.dense(), settle(shifted(point, noise.scale(weight), 1.0))
 
 
 def _run(rule: Any, problem: Any, point: Any, steps: int, lr: float, state: Any = None) -> tuple[Any, Any]:

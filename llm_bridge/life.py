@@ -1,0 +1,194 @@
+"""The life of adapters in a model: which of them act, merging, and a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .adapter import Adapted, Adapter
+from .inject import adapted, base_parameters, known, setups
+
+__all__ = ["MergeReport", "activate", "disable", "merge", "require_unmerged", "route", "unmerge"]
+
+
+def activate(model: nn.Module, *names: str) -> None:
+    """Let these adapters act and train, and no others. Several at once only if all of them are additive.
+
+    Without names the model is the pretrained one, frozen.
+    """
+    require_unmerged(model)
+    for name in names:
+        known(model, name)
+    layers = adapted(model)
+    for path, layer in layers.items():
+        own = [layer.adapter(name) for name in names if name in layer.names()]
+        if len(own) > 1 and not all(a.combine.additive for a in own):
+            raise ValueError(f"{path}: adapters that {', '.join(names)} put there do not add up; activate one of them")
+    full = [path for name in dict.fromkeys(names) for path in setups(model)[name].also_train]
+    if len(set(full)) < len(full):
+        raise ValueError(f"{', '.join(names)} train the same parameters in full; activate one of them, or combine them")
+    _swap(model, names)
+    model.requires_grad_(False)
+    for layer in layers.values():
+        layer.active = tuple(name for name in names if name in layer.names())
+        for name in layer.active:
+            layer.adapter(name).requires_grad_(True)
+    parameters = base_parameters(model)
+    for name in names:
+        for path in setups(model)[name].also_train:
+            parameters[path].requires_grad_(True)
+
+
+def _swap(model: nn.Module, names: Sequence[str]) -> None:
+    """Give the parameters that train in full the values that belong to the adapters named last."""
+    parameters = base_parameters(model)
+    with torch.no_grad():
+        for setup in setups(model).values():
+            for path in setup.also_train:
+                if path not in setup.tuned:
+                    setup.tuned[path] = parameters[path].detach().clone()
+                    parameters[path].copy_(setup.originals[path])
+        for name in names:
+            setup = setups(model)[name]
+            for path in setup.also_train:
+                parameters[path].copy_(setup.tuned.pop(path))
+
+
+def active(model: nn.Module) -> tuple[str, ...]:
+    """Names of the adapters that act somewhere in the model."""
+    there = {name for layer in adapted(model).values() for name in layer.active}
+    return tuple(name for name in setups(model) if name in there)
+
+
+@contextmanager
+def disable(model: nn.Module) -> Iterator[nn.Module]:
+    """The pretrained model, for as long as the context lasts."""
+    require_unmerged(model)
+    names, flags = active(model), [p.requires_grad for p in model.parameters()]
+    activate(model)
+    try:
+        yield model
+    finally:
+        activate(model, *names)
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def route(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
+    """One adapter for every sample of a batch, None for the pretrained model, as long as the context lasts.
+
+    Right for every form and every way of combining: samples of one adapter go through it together. Layers whose
+    input does not have the batch as its first axis refuse.
+    """
+    require_unmerged(model)
+    for name in set(names) - {None}:
+        if known(model, str(name)).also_train:
+            raise ValueError(f"adapter {name!r} also trains parameters of the model, which samples cannot have each")
+    groups: dict[str | None, list[int]] = {}
+    for i, name in enumerate(names):
+        groups.setdefault(name, []).append(i)
+    device = next(model.parameters()).device
+    routes = [(name, torch.tensor(index, device=device)) for name, index in groups.items()]
+    layers = adapted(model).values()
+    for layer in layers:
+        layer.routes = routes
+    try:
+        yield model
+    finally:
+        for layer in layers:
+            layer.routes = None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging did to the weights.
+
+    Attributes
+    ----------
+    errors : dict
+        By path: norm of the rounding error of the merged weight over the norm of the update.
+    """
+
+    errors: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        """Largest of the errors."""
+        return max(self.errors.values(), default=0.0)
+
+    def __str__(self) -> str:
+        return f"merged {len(self.errors)} layers; rounding lost at most {self.worst:.2g} of an update"
+
+
+def require_unmerged(model: nn.Module) -> None:
+    """Raise where the updates are in the weights and an operation needs them beside."""
+    if any(layer.merged for layer in adapted(model).values()):
+        raise ValueError("the adapters are merged into the weights; unmerge(model) first")
+
+
+@torch.no_grad()
+def merge(model: nn.Module, safe: bool = True) -> MergeReport:
+    """Put the updates of the active adapters into the weights, so that they cost nothing.
+
+    The original weights are kept beside: `unmerge` brings back exactly these. To let go of them, `unload`.
+
+    Parameters
+    ----------
+    safe : bool
+        Refuse, before anything changes, if a merged weight would not be finite.
+
+    Returns
+    -------
+    MergeReport
+        With the rounding error of every layer, which matters in half precision.
+
+    Raises
+    ------
+    ValueError
+        If a merged weight is not finite, or adapters are merged already.
+    """
+    require_unmerged(model)
+    layers = {path: layer for path, layer in adapted(model).items() if layer.active}
+    merged, errors = {}, {}
+    for path, layer in layers.items():
+        weight = layer.kind.weight(layer.base)
+        total = combined(layer, weight)
+        if safe and not torch.isfinite(total).all():
+            raise ValueError(f"the merged weight of {path} is not finite; nothing was changed")
+        exact = combined(layer, weight.double()) if weight.dtype in (torch.float16, torch.bfloat16) else total
+        change = (exact - weight).norm()
+        errors[path] = float((total.to(exact.dtype) - exact).norm() / change) if change > 0 else 0.0
+        merged[path] = layer.kind.stored(layer.base, total)
+    for path, layer in layers.items():
+        layer.original = layer.kind.replace(layer.base, merged[path])
+        layer.merged = layer.active
+    return MergeReport(errors)
+
+
+def combined(layer: Adapted, weight: torch.Tensor) -> torch.Tensor:
+    """The weight (out, in) with the updates of all active adapters."""
+    for name in layer.active:
+        weight = layer.adapter(name).combine.weight(weight, layer.adapter(name))
+    return weight
+
+
+def unmerge(model: nn.Module) -> None:
+    """Bring back exactly the weights from before `merge`."""
+    layers = [layer for layer in adapted(model).values() if layer.merged]
+    if not layers:
+        raise ValueError("no adapter is merged into the weights")
+    for layer in layers:
+        layer.kind.replace(layer.base, layer.original)
+        layer.original, layer.merged = None, ()
+
+
+def trained_adapters(model: nn.Module) -> Iterator[tuple[str, str, Adapter]]:
+    """Path, name and adapter of everything that acts."""
+    for path, layer in adapted(model).items():
+        for name in layer.active:
+            yield path, name, layer.adapter(name)

@@ -1,0 +1,52 @@
+"""Updates that multiply the weight by a square matrix: rotations and reflections of the input of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lowrank_sp.coverage import covers
+
+from .combine import Combine
+from .layers import CONV1D, LINEAR
+from .starts import Start
+
+__all__ = ["Identity", "Multiplied", "one"]
+
+
+def one(alpha: float, rank: int) -> float:
+    """No scale: a rotation has none."""
+    return 1.0
+
+
+@covers("P97")
+@dataclass(frozen=True)
+class Multiplied(Combine):
+    """``W P`` with a square P (in, in), which acts on the activations before the layer.
+
+    P is never formed in training. Only for layers that multiply rows of activations by a matrix.
+    Source: section IV-D of :cite:`survey2026sp`.
+    """
+
+    def image(self, shape):
+        return shape[1], shape[1]
+
+    def forward(self, kind, layer, x, adapter):
+        if kind not in (LINEAR, CONV1D):
+            raise TypeError(f"rotations of the input need a linear layer, got {type(layer).__name__}")
+        rows = kind.rows(layer, x)
+        return kind.restore(layer, x, layer(kind.apply(layer, rows, adapter.point())))
+
+    def meet(self, weight, update, extras):
+        return weight @ update
+
+
+@dataclass(frozen=True)
+class Identity(Start):
+    """The identity matrix, at a point where every array has a gradient."""
+
+    def __call__(self, site):
+        point = site.form.identity(site.shape[1], site.rank, site.rng)
+        device = site.weight().device
+        return point.map(lambda a: torch.as_tensor(a, device=device))

@@ -1,0 +1,180 @@
+"""Updates that bend: nonlinear functions of the activations between the factors, without a matrix."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from lowrank_sp.coverage import covers
+from lowrank_sp.factors import ByFactor, MatrixFactors, factorization
+
+__all__ = ["Aurora", "Bent", "LoDA", "LoDAPlus"]
+
+Array = Any
+
+SLOPE = 0.8  # of the leaky rectifiers, as in the code of the unified study
+GRID, ORDER = 5, 3  # of the splines
+
+
+class Bent(ByFactor, MatrixFactors):
+    """A form for automatic differentiation only: it has arrays and `apply`, but neither adjoints nor a matrix."""
+
+    universal = False
+    converts = False
+    zeros: ClassVar[tuple[str, ...]] = ("left",)
+    reason: ClassVar[str] = "it is a nonlinear function of the activations, so no matrix is equal to it"
+
+    @property
+    def shape(self):
+        return self.left.shape[-2], self.right.shape[-2]
+
+    @property
+    def rank(self):
+        return self.right.shape[-1]
+
+    @classmethod
+    def _refuse(cls, what: str) -> TypeError:
+        return TypeError(f"{cls.__name__} has no {what}: {cls.reason}")
+
+    def dense(self):
+        raise self._refuse("matrix and cannot be merged or exported")
+
+    def entries(self, rows, cols):
+        raise self._refuse("entries")
+
+    def product(self):
+        raise self._refuse("product")
+
+    @classmethod
+    def from_product(cls, left, right, rank=None):
+        raise cls._refuse("conversion from a matrix")
+
+    def partial(self, index, g):
+        raise self._refuse("adjoint of its own")
+
+    def pullback(self, g):
+        raise self._refuse("adjoint of its own")
+
+    def whiten(self, grad, damping=0.0):
+        raise self._refuse("metric of its own")
+
+    def expansion(self, direction, wrt):
+        raise self._refuse("expansion")
+
+
+@covers("P100")
+@factorization
+class LoDA(Bent):
+    """``f2(f1(x A) B)`` with a small network f1 in the r channels and a leaky rectifier f2.
+
+    f1 is rectifier, r x r, rectifier, r x r, rectifier; all rectifiers are leaky with slope 0.8, the value of
+    the published code, since the papers give none.
+
+    Parameters
+    ----------
+    left : array (m, r)
+        B; it vanishes at the start.
+    right : array (n, r)
+        A.
+    mix, mix2 : array (r, r)
+
+    Notes
+    -----
+    Source: :cite:`liu2023loda`; equation (85) of :cite:`he2026unified`.
+    """
+
+    left: Array
+    right: Array
+    mix: Array
+    mix2: Array
+
+    @classmethod
+    def shapes(cls, shape, rank):
+        return (shape[0], rank), (shape[1], rank), (rank, rank), (rank, rank)
+
+    def apply(self, x):
+        h = _leaky(x @ self.right)
+        h = _leaky(_leaky(h @ self.mix) @ self.mix2)
+        return _leaky(h @ self.left.mT)
+
+
+@covers("P101")
+@factorization
+class LoDAPlus(Bent):
+    """``x A B + f2(f1(x A) B)``: `LoDA` beside a linear path with the same factors.
+
+    The source prints f1 of ``x A B``, whose shapes do not fit: f1 acts on the r channels.
+    Source: :cite:`liu2023loda`; equation (85) of :cite:`he2026unified`, corrected.
+    """
+
+    left: Array
+    right: Array
+    mix: Array
+    mix2: Array
+
+    @classmethod
+    def shapes(cls, shape, rank):
+        return LoDA.shapes(shape, rank)
+
+    def apply(self, x):
+        h = x @ self.right
+        bent = _leaky(_leaky(_leaky(h) @ self.mix) @ self.mix2)
+        return h @ self.left.mT + _leaky(bent @ self.left.mT)
+
+
+@covers("P102")
+@factorization
+class Aurora(Bent):
+    """``f(x A) B`` with ``f(h) = tanh(tanh(h) C) + spline(h)``, a spline for each of the r channels.
+
+    Parameters
+    ----------
+    left : array (m, r)
+        B; it vanishes at the start.
+    right : array (n, r)
+        A.
+    core : array (r, r)
+        C, which equations (86)-(87) of the source leave out although its text describes it.
+    splines : array (r, 8)
+        Weights of cubic B-splines on five intervals of [-1, 1], which is the count of the source's table.
+
+    Notes
+    -----
+    Source: :cite:`dong2025aurora`; equations (86)-(87) and (136)-(137) of :cite:`he2026unified`.
+    """
+
+    left: Array
+    right: Array
+    core: Array
+    splines: Array
+
+    @classmethod
+    def shapes(cls, shape, rank):
+        return (shape[0], rank), (shape[1], rank), (rank, rank), (rank, GRID + ORDER)
+
+    def apply(self, x):
+        h = x @ self.right
+        smooth = torch.tanh(torch.tanh(h) @ self.core)
+        return (smooth + (spline_basis(h) * self.splines).sum(-1)) @ self.left.mT
+
+
+def _leaky(x: Array) -> Array:
+    return F.leaky_relu(x, SLOPE)
+
+
+def spline_basis(h: Array) -> Array:
+    """Cubic B-splines on five equal intervals of [-1, 1] at every entry of ``h`` (...): an array (..., 8).
+
+    By the recursion of Cox and de Boor; zero outside of the extended grid.
+    """
+    step = 2 / GRID
+    knots = -1 + step * torch.arange(-ORDER, GRID + ORDER + 1, dtype=h.dtype, device=h.device)
+    x = h[..., None]
+    basis = ((x >= knots[:-1]) & (x < knots[1:])).to(h.dtype)
+    for k in range(1, ORDER + 1):
+        rising = (x - knots[: -(k + 1)]) / (k * step) * basis[..., :-1]
+        falling = (knots[k + 1 :] - x) / (k * step) * basis[..., 1:]
+        basis = rising + falling
+    return basis

@@ -1,0 +1,217 @@
+"""One torch optimizer that runs the update rule of every adapter, and AdamW for all other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_sp.rules import Adam, Rule, check_needs, retract
+
+from .adapter import Adapter
+from .bucket import Bucket, counters
+from .distributed import placements, unwrapped
+from .inject import setups
+from .life import trained_adapters
+
+__all__ = ["LowRankOptimizer", "optimizer"]
+
+
+def optimizer(
+    model: nn.Module,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    rule: Rule | None = None,
+    move: Callable[..., Any] | None = None,
+    other_lr: float | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> LowRankOptimizer:
+    """An optimizer for everything that trains in a model: adapters by their recipe's rule, the rest by AdamW.
+
+    Parameters
+    ----------
+    model : Module
+        With adapters.
+    lr : float
+        Of the adapters.
+    weight_decay : float
+        Decoupled; for flat factors and for weights of the model with two or more axes.
+    rule, move : optional
+        In place of those of the recipe, for all adapters.
+    other_lr : float, optional
+        Of the parameters that are no factors; by default ``lr``.
+    betas, eps
+        Of AdamW, wherever that is used.
+
+    Raises
+    ------
+    ValueError
+        If nothing trains, or a number is out of range.
+    TypeError
+        If the rule cannot act on a form, naming what it needs.
+    """
+    model = unwrapped(model)
+    found = list(trained_adapters(model))
+    buckets, plain = {}, []
+    for _, name, adapter in found:
+        made = setups(model)[name].recipe
+        how = (rule or made.rule, move or made.move, None if rule else made.blocks)
+        if how[0] == Adam() and how[2] is None and how[1] is retract and _all_flat(adapter):
+            plain += [p for p in adapter.parameters() if p.requires_grad]
+        else:
+            check_needs(how[0], adapter.point())
+            _check_private(adapter, made.name, made.shares)
+            buckets.setdefault((*_shape_key(adapter), how), []).append(adapter)
+    plain = list({id(p): p for p in plain}.values())  # once each, where layers share them
+    made_buckets = [Bucket(adapters, *key[-1], group=n) for n, (key, adapters) in enumerate(buckets.items())]
+    factors = {id(p) for b in made_buckets for i in range(len(b.adapters)) for p in b.parameters(i)}
+    factors |= {id(p) for p in plain}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in factors]
+    extras = {id(p) for _, _, adapter in found for p in adapter.parameters()}
+    adamw, decayed = {"lr": lr, "betas": betas, "eps": eps}, {"lr": lr, "weight_decay": weight_decay}
+    groups = [
+        {"role": "factors", "params": plain, **adamw, **decayed},
+        *({"role": "bucket", "params": _bucket_parameters(b), **decayed} for b in made_buckets),
+        {"role": "extras", "params": [p for p in others if id(p) in extras], **adamw, "weight_decay": 0.0},
+        *_other_groups([p for p in others if id(p) not in extras], adamw | {"lr": other_lr or lr}, weight_decay),
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError("nothing in the model trains; adapt(model, ...) first, or activate an adapter")
+    return LowRankOptimizer(groups, made_buckets)
+
+
+def _other_groups(parameters: list[Tensor], adamw: dict[str, Any], decay: float) -> Iterable[dict[str, Any]]:
+    """Parameters of the model itself: matrices decay, biases and norms do not."""
+    yield {"role": "others", "params": [p for p in parameters if p.ndim > 1], **adamw, "weight_decay": decay}
+    yield {"role": "others", "params": [p for p in parameters if p.ndim < 2], **adamw, "weight_decay": 0.0}
+
+
+def _check_private(adapter: Adapter, name: str, shares: tuple[tuple[str, Any], ...]) -> None:
+    """Rules look at all factors of one layer; what moves a shared one must not."""
+    trained = [array for array, _ in shares if array in adapter.trains]
+    if trained:
+        raise TypeError(
+            f"recipe {name!r} shares {', '.join(trained)} between layers; only Adam() moves shared arrays, "
+            "each once for all layers"
+        )
+
+
+def _all_flat(adapter: Adapter) -> bool:
+    return all(space.linear for space in adapter.form.spaces)
+
+
+def _shape_key(adapter: Adapter) -> tuple[Any, ...]:
+    arrays = adapter.point().arrays()
+    return (adapter.form, adapter.trains, *((tuple(a.shape), a.dtype, a.device, placements(a)) for a in arrays))
+
+
+def _bucket_parameters(bucket: Bucket) -> list[Tensor]:
+    return [p for i in range(len(bucket.adapters)) for p in bucket.parameters(i)]
+
+
+class LowRankOptimizer(torch.optim.Optimizer):
+    """Update rules of `lowrank_sp` on adapters in buckets of equal shape; AdamW for everything else.
+
+    Made by `optimizer`. One pass of a rule serves all layers of a bucket. Learning-rate schedulers, gradient
+    scaling, clipping and accumulation work as with any optimizer of torch; so do ``state_dict`` and its loading,
+    exactly. Recipes that let groups of factors take turns (``blocks``) evaluate the closure once for each
+    group, and without a closure move one group a step.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], buckets: list[Bucket]):
+        for group in groups:
+            if not group["lr"] > 0:
+                raise ValueError(f"lr must be positive, got {group['lr']}")
+            if group["weight_decay"] < 0:
+                raise ValueError(f"weight_decay must not be negative, got {group['weight_decay']}")
+        self.buckets = buckets
+        super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
+        self._adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+        defaults = self._adamw.defaults
+        for group in self._plain_groups():
+            for key, value in defaults.items():
+                group.setdefault(key, value)
+
+    def _plain_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["role"] != "bucket"]
+
+    def _bucket_groups(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["role"] == "bucket"]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of everything; returns the loss of the first evaluation of ``closure``."""
+        loss = None if closure is None else _evaluate(closure)
+        first = loss
+        self.buckets = [part for bucket in self.buckets for part in bucket.split_idle()]
+        turns = max((len(b.groups) for b in self.buckets), default=1)
+        for turn in range(1 if closure is None else turns):
+            if turn and closure is not None:
+                loss = _evaluate(closure)
+            groups = self._bucket_groups()
+            for bucket in self.buckets:
+                if turn < len(bucket.groups) and not bucket.idle:
+                    group = groups[bucket.group]
+                    bucket.step(group["lr"], group["weight_decay"], None if loss is None else loss.detach())
+            if turn == 0:
+                self._step_plain()
+        return first
+
+    def _step_plain(self) -> None:
+        """AdamW of torch on the groups that are no buckets, with the state kept here."""
+        self._adamw.param_groups, self._adamw.state = self._plain_groups(), self.state
+        if self._adamw.param_groups:
+            self._adamw.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As any optimizer's: tensors and numbers by parameter, nothing executable."""
+        for bucket in self.buckets:
+            for i in range(len(bucket.adapters)):
+                first, *rest = bucket.parameters(i)
+                self.state[first] = {"bucket": bucket.unstack(i)}
+                for p in rest:
+                    self.state[p] = {}  # torch.distributed.checkpoint asks for an entry of everything that trains
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue exactly where ``state_dict`` was taken.
+
+        Raises
+        ------
+        ValueError
+            If the groups or the state are those of other parameters or rules.
+        """
+        super().load_state_dict(state_dict)
+        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        number_of = {id(p): n for p, n in zip(parameters, numbers, strict=True)}
+        fresh = []
+        for bucket in self.buckets:
+            owners = [bucket.parameters(i)[0] for i in range(len(bucket.adapters))]
+            # From the original dictionary: the loader above has cast the tensors to the type of the parameters.
+            parts = [state_dict["state"].get(number_of[id(p)], {}).get("bucket") for p in owners]
+            if any(part is None for part in parts):
+                raise ValueError("the state holds nothing for some of the adapters; it is that of another model")
+            fresh += _with_state(bucket, parts)
+        self.buckets = fresh
+
+
+def _with_state(bucket: Bucket, parts: list[dict[str, Any]]) -> list[Bucket]:
+    """The adapters of a bucket with the states that belong to them, apart where their counters differ."""
+    alike: dict[Any, list[int]] = {}
+    for i, part in enumerate(parts):
+        alike.setdefault(counters(part), []).append(i)
+    made = []
+    for numbers in alike.values():
+        same = bucket if len(alike) == 1 else bucket.part(numbers)
+        same.restack([parts[i] for i in numbers])
+        made.append(same)
+    return made
+
+
+def _evaluate(closure: Callable[[], Any]) -> Any:
+    with torch.enable_grad():
+        return closure()

@@ -1,0 +1,105 @@
+"""The Trainer of transformers with checkpoints of the size of the adapter, and callbacks that write and watch."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import Trainer, TrainerCallback
+
+from ..files import write_json, write_tensors
+from ..life import trained_adapters
+from ..trainer import trained_state, without_gradient
+
+__all__ = ["Finished", "LeanTrainer", "Log", "Watch", "accuracy", "last_checkpoint", "most_likely"]
+
+_MARK = "complete.json"
+
+
+class LeanTrainer(Trainer):
+    """A Trainer whose checkpoints hold what trains instead of the whole model.
+
+    It differs in `save_model` only; loading is that of transformers, which takes the part that a file holds.
+    """
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write ``model.safetensors`` with the adapters and whatever else trains."""
+        if self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(folder / "model.safetensors", trained_state(self.model), {})
+
+
+class Finished(TrainerCallback):
+    """Marks a checkpoint when the last of its files is written, so that a torn one is never resumed."""
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json(folder / _MARK, {"step": state.global_step})
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the most steps, if there is one."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{_MARK}")]
+    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+class Log(TrainerCallback):
+    """Appends every row that the Trainer logs to a file; a resumed run first puts back the rows of its checkpoint."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and state.log_history:
+            with open(self.path, "a", encoding="utf-8") as rows:
+                rows.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+class Watch(TrainerCallback):
+    """Stops a run that cannot work: no adapter has a gradient, or the loss is not finite."""
+
+    def __init__(self):
+        self.looked = False
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.looked or model is None:
+            return
+        self.looked = True
+        missing = without_gradient(model)
+        if missing and len(missing) == sum(1 for _ in trained_adapters(model)):
+            raise ValueError("no adapter has a gradient; with gradient checkpointing call enable_input_require_grads()")
+        if missing:
+            warnings.warn(f"adapters without a gradient in the first step: {', '.join(missing)}", stacklevel=2)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at step {state.global_step}; a smaller --lr may help")
+
+
+def most_likely(logits: Any, labels: Any) -> Any:
+    """The classes that a classifier chooses, which is all that `accuracy` needs to keep."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
+def accuracy(prediction: Any) -> dict[str, float]:
+    """Share of right answers, and F1 averaged over the classes that occur."""
+    chosen, right = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    f1 = []
+    for c in np.union1d(chosen, right):
+        hits = np.sum((chosen == c) & (right == c))
+        f1.append(2 * hits / (np.sum(chosen == c) + np.sum(right == c)))
+    return {"accuracy": float(np.mean(chosen == right)), "macro_f1": float(np.mean(f1))}

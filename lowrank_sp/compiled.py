@@ -1,0 +1,136 @@
+"""Loops over sampled entries compiled by numba; import it through `kernels`, which knows when it is worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+__all__ = ["sampled", "sweep"]
+
+# Reassociation lets the compiler use vector instructions; NaN and infinity keep their meaning.
+OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+# Entries of a row that are gathered at a time: long enough for vector instructions, short enough for the cache.
+BATCH = 64
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile on first use and remember the result on disk, where there is a disk to write to."""
+    try:
+        return numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no writable folder for the cache
+        return numba.njit(**OPTIONS)(function)
+
+
+@kernel
+def sampled(left, right, rows, cols, out, low, high):
+    """Entries number ``low`` to ``high`` of ``left right^T`` at the positions; whether all of them exist.
+
+    Compiled code does not check its indices, so this does; negative ones count from the end.
+    """
+    m, n, rank = left.shape[0], right.shape[0], left.shape[1]
+    for e in range(low, high):
+        i, j = rows[e], cols[e]
+        if i < -m or i >= m or j < -n or j >= n:
+            return False
+        total = left[i, 0] * right[j, 0]
+        for k in range(1, rank):
+            total += left[i, k] * right[j, k]
+        out[e] = total
+    return True
+
+
+@kernel
+def _gather(other, cols, roots, low, count, buffer):
+    """The rows of ``other`` at some entries, each times its root weight, as columns of ``buffer``."""
+    for q in range(count):
+        j = cols[low + q]
+        for k in range(other.shape[1]):
+            buffer[k, q] = other[j, k]
+    if roots.shape[0]:
+        for k in range(other.shape[1]):
+            for q in range(count):
+                buffer[k, q] *= roots[low + q]
+
+
+@kernel
+def _add_gram(buffer, count, rank, gram):
+    """Add the lower triangle of ``buffer buffer^T``, two rows and two columns at a time."""
+    for k in range(0, rank, 2):
+        for l in range(0, k + 1, 2):
+            a = b = c = d = buffer[0, 0] * 0
+            for q in range(count):
+                a += buffer[k, q] * buffer[l, q]
+                b += buffer[k, q] * buffer[l + 1, q]
+                c += buffer[k + 1, q] * buffer[l, q]
+                d += buffer[k + 1, q] * buffer[l + 1, q]
+            gram[k, l] += a
+            gram[k, l + 1] += b
+            gram[k + 1, l] += c
+            gram[k + 1, l + 1] += d
+
+
+@kernel
+def _add_gradient(buffer, count, x, data, low, residual, gradient):
+    """Add ``buffer (buffer^T x - data)``."""
+    for q in range(count):
+        residual[q] = -data[low + q]
+    for k in range(x.shape[0]):
+        for q in range(count):
+            residual[q] += x[k] * buffer[k, q]
+    for k in range(x.shape[0]):
+        total = residual[0] * 0
+        for q in range(count):
+            total += residual[q] * buffer[k, q]
+        gradient[k] += total
+
+
+@kernel
+def _solve(gram, rank, floor, b):
+    """Solve in place by Cholesky's factorization of a lower triangle; pivots are at least ``floor``."""
+    for k in range(rank):
+        for l in range(k + 1):
+            s = gram[k, l]
+            for q in range(l):
+                s -= gram[k, q] * gram[l, q]
+            gram[k, l] = s / gram[l, l] if l < k else np.sqrt(max(s, floor))
+    for k in range(rank):
+        s = b[k]
+        for q in range(k):
+            s -= gram[k, q] * b[q]
+        b[k] = s / gram[k, k]
+    for k in range(rank - 1, -1, -1):
+        s = b[k] / gram[k, k]
+        b[k] = s
+        for q in range(k):
+            b[q] -= gram[k, q] * s
+
+
+@kernel
+def sweep(indptr, cols, data, roots, block, other, ridge, relative, tiny, change, gradient, low, high):
+    """Rows ``low`` to ``high`` of an ALS block: each change solves the ridged least squares of its entries.
+
+    ``gradient`` receives the gradient before the change, without the ridge; ``relative`` and ``tiny`` make the
+    floor of `xp.solve_psd`.
+    """
+    rank = block.shape[1]
+    buffer = np.zeros((rank + 1, BATCH), other.dtype)
+    residual = np.empty(BATCH, other.dtype)
+    gram = np.empty((rank + 1, rank + 1), other.dtype)
+    for i in range(low, high):
+        gram[:] = 0
+        gradient[i] = 0
+        for e in range(indptr[i], indptr[i + 1], BATCH):
+            count = min(BATCH, indptr[i + 1] - e)
+            _gather(other, cols, roots, e, count, buffer)
+            _add_gram(buffer, count, rank, gram)
+            _add_gradient(buffer, count, block[i], data, e, residual, gradient[i])
+        floor = tiny
+        for k in range(rank):
+            floor += gram[k, k] * relative / rank
+        for k in range(rank):
+            gram[k, k] += max(floor, ridge)
+            change[i, k] = -gradient[i, k] - ridge * block[i, k]
+        _solve(gram, rank, floor, change[i])

@@ -1,0 +1,113 @@
+"""When and on how many threads the compiled loops over sampled entries run; without numba nothing needs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+__all__ = ["WORK", "available", "sampled", "sweep", "threads"]
+
+# Entries times rank from which a compiled loop is used. Loading numba costs about half a second once, and a
+# fresh installation compiles for a few seconds once; below this a whole solve takes less than that.
+WORK = 1_000_000
+REAL = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+def available(entries: int, rank: int, *arrays: Any) -> bool:
+    """Whether the compiled loops are used: real NumPy matrices of one type, enough work, and numba installed."""
+    first = arrays[0]
+    if type(first) is not np.ndarray or entries * rank < WORK or first.dtype not in REAL:
+        return False
+    same = all(a.dtype == first.dtype and a.ndim <= 2 for a in arrays)
+    return same and _installed()
+
+
+@lru_cache(maxsize=1)
+def _installed() -> bool:
+    try:
+        return find_spec("numba") is not None
+    except ValueError:  # a module that has been replaced by None
+        return False
+
+
+def threads() -> int:
+    """Cores this process may use, at most ``NUMBA_NUM_THREADS`` and ``OMP_NUM_THREADS``."""
+    limits = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    limits += [int(v) for v in map(os.environ.get, ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")) if v and v.isdigit()]
+    return max(1, min(limits))
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, size: int) -> Any:
+    """One pool of threads for each process: they do not survive a fork."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(size, thread_name_prefix="lowrank_sp")
+
+
+def _parallel(function: Callable[..., Any], arguments: tuple[Any, ...], cuts: np.ndarray) -> list[Any]:
+    """What a loop that releases the interpreter returns for consecutive ranges."""
+    ranges = [(int(a), int(b)) for a, b in pairwise(cuts) if a < b]
+    if len(ranges) == 1:
+        return [function(*arguments, *ranges[0])]
+    pool = _pool(os.getpid(), threads())
+    return [job.result() for job in [pool.submit(function, *arguments, *r) for r in ranges]]
+
+
+def sampled(left: np.ndarray, right: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """``sum_k left[rows, k] right[cols, k]``, an array (N,); an ``IndexError`` for positions outside."""
+    from . import compiled
+
+    out = np.empty(rows.shape[0], dtype=left.dtype)
+    cuts = np.linspace(0, rows.shape[0], threads() + 1).astype(np.int64)
+    factors = np.ascontiguousarray(left), np.ascontiguousarray(right)
+    if not all(_parallel(compiled.sampled, (*factors, rows, cols, out), cuts)):
+        raise IndexError(f"rows and cols hold positions outside of shape {(left.shape[0], right.shape[0])}")
+    return out
+
+
+def sweep(
+    indptr: np.ndarray,
+    cols: np.ndarray,
+    data: np.ndarray,
+    roots: np.ndarray | None,
+    block: np.ndarray,
+    other: np.ndarray,
+    ridge: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The change of every row of an ALS block, and its gradient before, in one pass over the entries.
+
+    Parameters
+    ----------
+    indptr, cols, data : arrays (m + 1,), (N,), (N,)
+        The entries in row order.
+    roots : array (N,), optional
+        Square roots of the weights; ``data`` are multiplied by them already.
+    block, other : arrays (m, r), (n, r)
+        The factor that moves, and the one that is fixed.
+    ridge : float
+        Tikhonov ridge, in the units of the Gram matrices.
+
+    Returns
+    -------
+    change, gradient : arrays (m, r)
+    """
+    from . import compiled
+
+    kind, info = block.dtype.type, np.finfo(block.dtype)
+    block, other = np.ascontiguousarray(block), np.ascontiguousarray(other)
+    change, gradient = np.empty_like(block), np.empty_like(block)
+    roots = np.empty(0, dtype=block.dtype) if roots is None else roots
+    # Ranges of rows with equal numbers of entries.
+    cuts = np.searchsorted(indptr, np.linspace(0, indptr[-1], threads() + 1))
+    cuts[0], cuts[-1] = 0, block.shape[0]
+    # The floor of `xp.solve_psd`: ten machine epsilons of the mean eigenvalue.
+    scalars = kind(ridge), kind(10.0 * float(info.eps)), kind(float(info.tiny) ** 0.5)
+    _parallel(compiled.sweep, (indptr, cols, data, roots, block, other, *scalars, change, gradient), cuts)
+    return change, gradient

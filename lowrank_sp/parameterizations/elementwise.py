@@ -1,0 +1,183 @@
+"""A scalar function of every entry of a low-rank matrix: SineLoRA and the weight form of LoRAN."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from .. import xp
+from ..coverage import covers
+from ..factors import ByFactor, Configured, factorization
+from ..rearrange import is_array
+from .bm import BurerMonteiro, whole_product
+from .sided import Unconvertible
+
+__all__ = ["Sine", "Sinter"]
+
+Array = Any
+
+
+class _Elementwise(ByFactor, Unconvertible, Configured):
+    """``phi(X Y^H)`` for a function of two numbers of its own."""
+
+    left: Array
+    right: Array
+
+    polynomial = False
+    defaults: ClassVar[tuple[float, float]]
+
+    @classmethod
+    def of(cls, first: float, second: float) -> Any:
+        """The form with other numbers."""
+        if not (first > 0 and second > 0):
+            raise ValueError(f"both numbers of {cls._base().__name__} must be positive, got {first}, {second}")
+        return cls.configured(f"{cls._base().__name__}({first:g},{second:g})", float(first), float(second))
+
+    @property
+    def numbers(self) -> tuple[float, float]:
+        return type(self).settings or self.defaults
+
+    @abstractmethod
+    def _values(self, z: Array) -> Array:
+        """phi of every number."""
+
+    @abstractmethod
+    def _slopes(self, z: Array) -> Array:
+        """The derivative of phi at every number."""
+
+    @property
+    @abstractmethod
+    def slope(self) -> float:
+        """The derivative of phi at zero, which ``whiten`` takes for that of every entry."""
+
+    @property
+    def _inside(self) -> BurerMonteiro:
+        return BurerMonteiro(self.left, self.right)
+
+    @property
+    def shape(self):
+        return self._inside.shape
+
+    @property
+    def rank(self):
+        return min(self.shape)
+
+    @classmethod
+    def shapes(cls, shape, rank):
+        return BurerMonteiro.shapes(shape, rank)
+
+    def product(self):
+        return whole_product(self)
+
+    def dense(self):
+        return self._values(self._inside.dense())
+
+    def apply(self, x):
+        return x @ self.dense().mT
+
+    def entries(self, rows, cols):
+        return self._values(self._inside.entries(rows, cols))
+
+    def _weighted(self, g: Any) -> Array:
+        """A gradient times the slopes."""
+        eye = xp.namespace(self.left).eye(self.shape[1])
+        whole = g if is_array(g) else g @ xp.asarray_like(eye, self.left)
+        return whole * self._slopes(self._inside.dense()).conj()
+
+    def partial(self, index, g):
+        return self._inside.partial(index, self._weighted(g))
+
+    def pullback(self, g):
+        return type(self)(*self._inside.pullback(self._weighted(g)).arrays())
+
+    def whiten(self, grad, damping=0.0):
+        square = self.slope**2
+        white = self._inside.whiten(BurerMonteiro(*grad.arrays()), damping / square)
+        return type(self)(*white.scale(1.0 / square).arrays())
+
+    def expansion(self, direction, wrt):
+        pairs = enumerate(direction.arrays())
+        moved = self._inside.pushforward(BurerMonteiro(*[d if i in wrt else 0 * d for i, d in pairs]))
+        eye = xp.asarray_like(xp.namespace(moved).eye(self.shape[1]), moved)
+        return [[BurerMonteiro(moved * self._slopes(self._inside.dense()), eye + 0 * moved[..., :1, :1])]]
+
+
+@covers("P103")
+@factorization
+class Sine(_Elementwise):
+    """W = sin(omega X Y^H) / g entry by entry: SineLoRA.
+
+    Parameters
+    ----------
+    left, right : arrays (..., m, r) and (..., n, r)
+        X and Y.
+
+    Notes
+    -----
+    ``Sine.of(omega, g)`` is the form with other numbers than 1 and 1. The rank can be full, and every use forms the
+    m x n matrix. ``whiten`` is that of X Y^H with the slope omega / g at zero. The surveys only name the method;
+    some public code applies the sine to the output of the adapter instead, which is not linear in its input.
+    Source: :cite:`ji2024sine`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Sine.of(np.pi / 2, 2.0)(np.ones((1, 1)), np.ones((1, 1))).dense().tolist()
+    [[0.5]]
+    """
+
+    left: Array
+    right: Array
+
+    defaults = (1.0, 1.0)
+
+    @property
+    def slope(self):
+        return self.numbers[0] / self.numbers[1]
+
+    def _values(self, z):
+        return xp.namespace(z).sin(self.numbers[0] * z) / self.numbers[1]
+
+    def _slopes(self, z):
+        return xp.namespace(z).cos(self.numbers[0] * z) * self.slope
+
+
+@covers("P104")
+@factorization
+class Sinter(_Elementwise):
+    """W = a sin(omega Z) Z + Z entry by entry, with Z = X Y^H: the weight form of LoRAN.
+
+    Parameters
+    ----------
+    left, right : arrays (..., m, r) and (..., n, r)
+        X and Y.
+
+    Notes
+    -----
+    ``Sinter.of(a, omega)`` is the form with other numbers than 1 and 1. Costs and ``whiten`` as for `Sine`; the slope
+    at zero is 1. Public code applies the function to the output of the adapter instead, which is another method.
+    Source: :cite:`li2024loran`, which the surveys only name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Sinter.of(2.0, np.pi / 2)(np.ones((1, 1)), np.ones((1, 1))).dense().tolist()
+    [[3.0]]
+    """
+
+    left: Array
+    right: Array
+
+    defaults = (1.0, 1.0)
+
+    @property
+    def slope(self):
+        return 1.0
+
+    def _values(self, z):
+        a, omega = self.numbers
+        return (a * xp.namespace(z).sin(omega * z) + 1.0) * z
+
+    def _slopes(self, z):
+        (a, omega), backend = self.numbers, xp.namespace(z)
+        return a * backend.sin(omega * z) + a * omega * z * backend.cos(omega * z) + 1.0

@@ -1,0 +1,226 @@
+"""Rotations with the Cayley transform: block diagonal (OFT) and products of butterflies (BOFT)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Self
+
+import numpy as np
+
+from .. import xp
+from ..coverage import covers
+from ..factors import ByFactor, Configured, factorization
+from ..indexing import beside, scatter
+from ..rearrange import is_array
+from .bm import BurerMonteiro, whole_product
+from .sided import Unconvertible
+
+__all__ = ["BlockRotation", "Butterfly", "Multiplicative", "square_side"]
+
+Array = Any
+
+
+class Multiplicative(ByFactor, Unconvertible):
+    """A square matrix P that multiplies a weight, ``W P``, and starts at the identity.
+
+    Not a polynomial in its arrays, so that ``expansion`` gives the term of first order, from which a line search
+    starts.
+    """
+
+    polynomial = False
+    zeros = ()
+
+    @classmethod
+    @abstractmethod
+    def identity(cls, n: int, size: Any, rng: Any, batch: tuple[int, ...] = ()) -> Self:
+        """A NumPy point with ``P = I`` at which the gradient of every array can be other than zero."""
+
+    @abstractmethod
+    def _moved(self, direction: Self) -> Array:
+        """``DF(x)[direction]``, an array (..., n, n)."""
+
+    @property
+    def rank(self):
+        return self.shape[0]
+
+    def product(self):
+        return whole_product(self)
+
+    def expansion(self, direction, wrt):
+        pairs = enumerate(direction.arrays())
+        moved = self._moved(type(self)(*[d if i in wrt else 0 * d for i, d in pairs]))
+        eye = xp.asarray_like(xp.namespace(moved).eye(moved.shape[-1]), moved)
+        return [[BurerMonteiro(moved, eye + 0 * moved[..., :1, :1])]]
+
+
+def square_side(shape: tuple[int, int]) -> int:
+    """The side of a square shape, or a ``ValueError``."""
+    if shape[0] != shape[1]:
+        raise ValueError(f"a matrix that multiplies a weight is square, got the shape {tuple(shape)}")
+    return int(shape[0])
+
+
+def _skew(angles: Array, side: int) -> Array:
+    """The skew (Hermitian) matrices (..., b, b) with these entries above the diagonal."""
+    rows, cols = np.triu_indices(side, 1)
+    upper = scatter(angles, beside(rows * side + cols, angles), side * side)
+    upper = upper.reshape(*upper.shape[:-1], side, side)
+    return upper - xp.adjoint(upper)
+
+
+def _upper(matrices: Array) -> Array:
+    """The entries above the diagonals."""
+    rows, cols = np.triu_indices(matrices.shape[-1], 1)
+    return matrices[..., rows, cols]
+
+
+@covers("P95")
+@factorization
+class Butterfly(Multiplicative, Configured):
+    """P = B_0 B_1 ... B_{f-1}, sparse rotations in the pattern of a fast Fourier transform: BOFT.
+
+    Parameters
+    ----------
+    angles : array (..., f, n / b, b (b - 1) / 2)
+        What stands above the diagonals of the skew matrices Q of all blocks.
+
+    Notes
+    -----
+    Every block is a Cayley transform ``(I + Q)(I - Q)^{-1}``. The blocks of B_0 are neighbours; those of B_i
+    pair half blocks at the distance ``2^i``. The size of this form is the side b of a block, even for more than
+    one factor; `Butterfly` itself has two factors and ``Butterfly.of(f)`` has f; `BlockRotation` is the one
+    with one, the form of OFT. Only with one are ``entries`` read without forming P. ``apply`` takes n b
+    products per row and factor, on the rows themselves. The parameters are ``f n (b - 1) / 2``. ``whiten``
+    treats the factors as independent, and is exact for one of them, real. Rotations whose blocks have an
+    eigenvalue -1 are not reached.
+
+    The surveys give no parameterization; this is the one of :cite:`qiu2023oft` and :cite:`liu2024boft`, with the
+    signs and the order of PEFT, at whose parameters ``apply`` rotates activations as PEFT does.
+
+    Examples
+    --------
+    >>> Butterfly(np.zeros((2, 2, 1))).dense().tolist()[0]
+    [1.0, 0.0, 0.0, 0.0]
+    """
+
+    angles: Array
+
+    ndims = (3,)
+
+    @classmethod
+    def of(cls, factors: int) -> type[Butterfly]:
+        """The form with so many factors."""
+        if int(factors) != factors or factors < 1:
+            raise ValueError(f"factors must be a positive integer, got {factors}")
+        return cls.configured(f"Butterfly{int(factors)}", int(factors))
+
+    @classmethod
+    def identity(cls, n, size, rng, batch=()):
+        return cls(np.zeros((*batch, *cls.shapes((n, n), size)[0])))
+
+    @property
+    def _side(self) -> int:
+        return (1 + round((1 + 8 * self.angles.shape[-1]) ** 0.5)) // 2
+
+    @property
+    def shape(self):
+        n = self.angles.shape[-2] * self._side
+        return n, n
+
+    @classmethod
+    def shapes(cls, shape, rank):
+        n, (factors,) = square_side(shape), cls.settings or (2,)
+        if rank < 2 or n % rank or (factors > 1 and (rank % 2 or n % (rank << (factors - 1)))):
+            needs = "b" if factors == 1 else f"b must be even and b 2^{factors - 1}"
+            raise ValueError(f"blocks have a side b > 1, and {needs} must divide the side {n}; got b = {rank}")
+        return ((factors, n // rank, rank * (rank - 1) // 2),)
+
+    # the blocks -----------------------------------------------------------------------------------
+    def _cayley(self) -> tuple[Array, Array]:
+        """All blocks (..., f, n / b, b, b), and ``(I - Q)^{-1}``."""
+        q = _skew(self.angles, self._side)
+        backend = xp.namespace(q)
+        inverse = backend.linalg.inv(xp.asarray_like(backend.eye(self._side), q) - q)
+        return 2 * inverse - xp.asarray_like(backend.eye(self._side), q), inverse
+
+    def _grouped(self, x: Array, factor: int) -> Array:
+        """Rows (..., n) as (..., n / b, b): the coordinates that the blocks of a factor act on."""
+        b = self._side
+        if factor:
+            halves = x.reshape(*x.shape[:-1], -1, 2, 1 << factor, b // 2)
+            x = halves.swapaxes(-3, -2)
+            return x.reshape(*x.shape[:-4], -1, b)
+        return x.reshape(*x.shape[:-1], -1, b)
+
+    def _ungrouped(self, x: Array, factor: int) -> Array:
+        if factor:
+            b = self._side
+            x = x.reshape(*x.shape[:-2], -1, 1 << factor, 2, b // 2).swapaxes(-3, -2)
+            return x.reshape(*x.shape[:-4], -1)
+        return x.reshape(*x.shape[:-2], -1)
+
+    def _times(self, x: Array, blocks: Array, factor: int) -> Array:
+        """Rows (..., k, n) times the block diagonal of ``blocks`` (..., n / b, b, b), where a factor has it."""
+        rows = self._grouped(x, factor).swapaxes(-3, -2)
+        return self._ungrouped((rows @ blocks).swapaxes(-3, -2), factor)
+
+    @property
+    def _count(self) -> int:
+        return self.angles.shape[-3]
+
+    # the form -------------------------------------------------------------------------------------
+    def dense(self):
+        n = self.shape[0]
+        eye = xp.asarray_like(xp.namespace(self.angles).eye(n), self.angles)
+        return self.apply(eye + 0 * self.angles[..., 0, :1, :1]).mT
+
+    def apply(self, x):
+        blocks = self._cayley()[0]
+        for i in reversed(range(self._count)):
+            x = self._times(x, blocks[..., i, :, :, :].mT, i)
+        return x
+
+    def entries(self, rows, cols):
+        if self._count > 1:
+            return self.dense()[..., rows, cols]
+        b = self._side
+        return self._cayley()[0][..., 0, rows // b, rows % b, cols % b] * (rows // b == cols // b)
+
+    def _moved(self, direction):
+        (blocks, inverse), n = self._cayley(), self.shape[0]
+        changes = 2 * inverse @ _skew(direction.angles, self._side) @ inverse
+        x = xp.asarray_like(xp.namespace(blocks).eye(n), blocks) + 0 * self.angles[..., 0, :1, :1]
+        moved = 0 * x
+        for i in reversed(range(self._count)):
+            block, change = (a[..., i, :, :, :].mT for a in (blocks, changes))
+            moved = self._times(moved, block, i) + self._times(x, change, i)
+            x = self._times(x, block, i)
+        return moved.mT
+
+    def partial(self, index, g):
+        whole = g if is_array(g) else g @ xp.asarray_like(np.eye(self.shape[0]), self.angles)
+        (blocks, inverse), grads = self._cayley(), []
+        for i in range(self._count - 1):  # what stands to the left of the last factor, undone
+            whole = self._times(whole.mT, blocks[..., i, :, :, :].conj(), i).mT
+        for i in reversed(range(self._count)):
+            both = self._grouped(self._grouped(whole, i).swapaxes(-3, -2).swapaxes(-2, -1), i)
+            grads.append(xp.namespace(both).einsum("...ibia->...iab", both))
+            if i:
+                whole = self._times(whole, xp.adjoint(blocks[..., i, :, :, :]), i)
+                whole = self._times(whole.mT, blocks[..., i - 1, :, :, :].mT, i - 1).mT
+        stacked = xp.namespace(whole).stack(grads[::-1], -4)
+        pulled = 2 * xp.adjoint(inverse) @ stacked @ xp.adjoint(inverse)
+        return _upper(pulled - xp.adjoint(pulled))
+
+    def pullback(self, g):
+        return type(self)(self.partial(0, g))
+
+    def whiten(self, grad, damping=0.0):
+        inverse = self._cayley()[1]
+        values, vectors = xp.namespace(inverse).linalg.eigh(xp.gram(inverse))
+        weights = 8 * values[..., :, None] * values[..., None, :] + xp.expand(damping, 4)
+        turned = xp.adjoint(vectors) @ _skew(grad.angles, self._side) @ vectors / weights
+        return type(self)(_upper(vectors @ turned @ xp.adjoint(vectors)))
+
+
+BlockRotation = covers("P94")(Butterfly.configured("BlockRotation", 1))

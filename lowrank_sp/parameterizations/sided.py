@@ -1,0 +1,119 @@
+"""Forms whose matrix is a product of two thin sides, each made from some of the arrays."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from .. import xp
+from ..factors import ByFactor, Configured, MatrixFactors
+from ..spaces import FIXED
+from .bm import BurerMonteiro, sampled_product
+
+__all__ = ["Arraywise", "Sided", "SidedSum", "Unconvertible", "divide", "shape_of", "zeros"]
+
+Array = Any
+
+
+def zeros(array: Array) -> Array:
+    """Zeros like an array: the gradient in one that does not move."""
+    return xp.namespace(array).zeros_like(array)
+
+
+def divide(g: Array, weights: Array, damping: Any = 0.0, ndim: int = 1) -> Array:
+    """``g / (weights + damping)`` with weights of at least zero, and a floor where both vanish.
+
+    ``ndim`` is the number of core axes of ``g``.
+    """
+    backend = xp.namespace(g)
+    shifted = weights + xp.expand(damping, ndim)
+    tiny = float(backend.finfo(g.dtype).tiny) ** 0.5
+    return g / (shifted + tiny)
+
+
+def shape_of(form: type[Configured]) -> tuple[int, int]:
+    """The shape in the settings of a form."""
+    if not form.settings:
+        raise TypeError(f"{form.__name__} has no shape; points belong to {form.__name__}.for_shape((m, n))")
+    return form.settings
+
+
+class Unconvertible(MatrixFactors):
+    """A form that cannot be asked for a given matrix: its nearest point has no closed form."""
+
+    converts = False
+    universal = False
+
+    @classmethod
+    def from_product(cls, left, right, rank=None):
+        raise TypeError(
+            f"{cls.__name__} has no conversion from a matrix, because its nearest point has no closed form; "
+            f"start from {cls.__name__}.random(shape, size, rng) or lr.inits.gaussian, and fit it with lr.solve"
+        )
+
+
+class Arraywise(ByFactor, MatrixFactors):
+    """Forms that give the whitened gradient array by array; nothing happens in fixed arrays."""
+
+    @abstractmethod
+    def _white(self, index: int, g: Array, damping: Any) -> Array:
+        """``(D_i F^* D_i F + damping)^{-1} g`` for an array that moves."""
+
+    def whiten(self, grad, damping=0.0):
+        pairs = enumerate(zip(self.spaces, grad.arrays(), strict=True))
+        return type(self)(*[zeros(g) if space is FIXED else self._white(i, g, damping) for i, (space, g) in pairs])
+
+
+class Sided(Arraywise):
+    """``L R^H`` with ``(L, R) = product()``; ``sides`` says to which side every array belongs, 0 or 1."""
+
+    sides: ClassVar[tuple[int, ...]] = ()
+    thin = True
+
+    @abstractmethod
+    def _chained(self, index: int, cotangent: Array) -> Array:
+        """Gradient of the array number ``index`` from that of its side."""
+
+    def dense(self):
+        left, right = self.product()
+        return left @ xp.adjoint(right)
+
+    def apply(self, x):
+        left, right = self.product()
+        return (x @ right.conj()) @ left.mT
+
+    def entries(self, rows, cols):
+        return sampled_product(*self.product(), rows, cols)
+
+    def partial(self, index, g):
+        if self.spaces[index] is FIXED:
+            return zeros(self.arrays()[index])
+        left, right = self.product()
+        return self._chained(index, g @ right if self.sides[index] == 0 else xp.adjoint(g) @ left)
+
+    def pullback(self, g):
+        left, right = self.product()
+        moving = {side for side, space in zip(self.sides, self.spaces, strict=True) if space is not FIXED}
+        cotangents = g @ right if 0 in moving else None, xp.adjoint(g) @ left if 1 in moving else None
+        parts = enumerate(zip(self.sides, self.spaces, self.arrays(), strict=True))
+        return type(self)(
+            *[zeros(a) if space is FIXED else self._chained(i, cotangents[k]) for i, (k, space, a) in parts]
+        )
+
+
+class SidedSum(Sided):
+    """A `Sided` form that is not linear in single arrays, because other columns stand beside them."""
+
+    @abstractmethod
+    def _orders(self, direction: Any) -> tuple[list[Array], list[Array]]:
+        """Taylor coefficients of both sides along a direction, from the constant one on."""
+
+    def expansion(self, direction, wrt):
+        pairs = enumerate(direction.arrays())
+        lefts, rights = self._orders(type(self)(*[d if i in wrt else 0 * d for i, d in pairs]))
+        orders: list[list[Any]] = [[] for _ in range(len(lefts) + len(rights) - 2)]
+        for i, left in enumerate(lefts):
+            for j, right in enumerate(rights):
+                if i + j:
+                    orders[i + j - 1].append(BurerMonteiro(left, right))
+        return orders

@@ -1,0 +1,102 @@
+"""What forms of tensors have beside `Factors`: sampled gradients, slices, and conversion through tensor trains."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Self
+
+from .. import trains
+from ..factors import Factors
+from ..tensors import SampledTensor, in_blocks
+
+__all__ = ["TensorFactors", "check_order"]
+
+Array = Any
+
+
+def check_order(order: Any) -> int:
+    """The number of modes, an integer of at least two."""
+    if isinstance(order, bool) or int(order) != order or order < 2:
+        raise ValueError(f"a tensor form needs at least 2 modes, got {order!r}")
+    return int(order)
+
+
+class TensorFactors(Factors):
+    """A point of a form of tensors ``(..., n_1, ..., n_d)``; products are plain, without conjugates.
+
+    Every array is linear in the entries it takes part in: ``design`` gives the coefficients, from which follow
+    sampled gradients here and the normal equations of alternating least squares elsewhere.
+    """
+
+    @classmethod
+    @abstractmethod
+    def from_tensor(cls, tensor: Array, rank: Any) -> Self:
+        """A point near a dense tensor (..., n_1, ..., n_d): equal to it where the rank is large enough."""
+
+    @abstractmethod
+    def train(self) -> list[Array]:
+        """Cores (..., r, n, r') of a tensor train equal to F(x)."""
+
+    @abstractmethod
+    def embedded(self, factors: Any) -> Self:
+        """``F(x) x_1 U_1 ... x_d U_d`` for matrices U_k (..., N_k, n_k), by the arrays alone."""
+
+    @abstractmethod
+    def matrix(self, *index: Any, modes: tuple[int, int] = (-2, -1)) -> Any:
+        """The slice with the two ``modes`` free, as a point of a matrix form, without forming the tensor.
+
+        ``index`` holds one integer for every other mode, in order. For adapters whose layers are modes.
+        """
+
+    @abstractmethod
+    def balanced(self) -> Self:
+        """The same tensor with arrays of comparable norms."""
+
+    @abstractmethod
+    def mode_of(self, index: int) -> int | None:
+        """The mode whose places number the rows of array ``index``; None if it has no mode."""
+
+    @abstractmethod
+    def design(self, index: int, indices: tuple[Array, ...]) -> Array:
+        """(..., N, width): ``F(x)[indices]`` is the row times the row of the array, see `as_rows`."""
+
+    @abstractmethod
+    def as_rows(self, index: int, array: Array) -> Array:
+        """An array like number ``index`` as a matrix (..., n_mode, width), or (..., 1, size) without a mode."""
+
+    @abstractmethod
+    def from_rows(self, index: int, rows: Array) -> Array:
+        """The inverse of `as_rows`."""
+
+    @abstractmethod
+    def contract(self, index: int, g: Array) -> Array:
+        """`partial` for a dense tensor ``g``."""
+
+    def entries(self, *indices):
+        return in_blocks(self._entries, indices)
+
+    def _entries(self, indices: tuple[Array, ...]) -> Array:
+        last = len(self.names) - 1
+        rows, places = self.as_rows(last, self.arrays()[last]), indices[self.mode_of(last)]
+        return (self.design(last, indices) * rows[..., places, :]).sum(-1)
+
+    def partial(self, index, g):
+        if isinstance(g, SampledTensor):
+            rows = g.accumulate(self.mode_of(index), lambda indices: self.design(index, indices).conj())
+            return self.from_rows(index, rows)
+        return self.contract(index, g)
+
+    def pullback(self, g):
+        return type(self)(*[self.partial(i, g) for i in range(len(self.names))])
+
+    def frobenius(self) -> Any:
+        """``||F(x)||_F`` without forming the tensor; exact to rounding."""
+        return trains.frobenius(self.train())
+
+    def distance(self, other: TensorFactors) -> Any:
+        """``||F(x) - F(other)||_F`` without forming a tensor; exact to rounding."""
+        return trains.frobenius(trains.difference(other.train(), self.train()))
+
+    def to(self, form: Any, rank: Any) -> Any:
+        """The tensor in another tensor form, by way of the dense one; exact where ``rank`` is large enough."""
+        return form.for_shape(self.shape).from_tensor(self.dense(), rank)

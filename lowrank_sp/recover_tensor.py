@@ -1,0 +1,195 @@
+"""One-line entry points for tensors: sensible form, solver and start, nothing to tune but the rank."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import inits, xp
+from .descent import AlternatingLeastSquares
+from .parameterizations import CP, TensorFactors, Tucker
+from .problems import RobustTensorPCA, TensorCompletion, TensorFactorization, TensorSensing
+from .result import Result
+from .solve import solve
+from .solvers import AltScaledGD, ScaledCG
+
+__all__ = ["TensorSeparation", "complete_tensor", "factorize_tensor", "robust_tensor_pca", "sense_tensor"]
+
+# What robust_tensor_pca calls an outlier: an entry of the residual this many standard deviations of the rest from
+# zero, and at least this share of the root mean square of W.
+DEVIATIONS, RELATIVE = 5.0, 1e-3
+# A loss that fits the data, relative to half their squared norm, and a difference between losses that is none.
+EXACT, AGREE = 1e-12, 1e-2
+
+
+def factorize_tensor(tensor: Any, rank: Any, form: Any = Tucker, max_iter: int = 500, tol: float = 1e-10) -> Result:
+    """A tensor in a low-rank form, near the best approximation.
+
+    Starts from the truncated decomposition (higher-order SVD, TT-SVD, or for `CP` simultaneous diagonalization)
+    and polishes it with alternating scaled gradient descent.
+
+    Parameters
+    ----------
+    tensor : array (n_1, ..., n_d)
+        NumPy or torch; what tensorly calls a tensor.
+    rank : int or tuple of int
+        The size of the form.
+    form : type
+        `Tucker`, `CP`, `TensorTrain` or one of their classes for an order.
+
+    >>> import numpy as np
+    >>> result = factorize_tensor(np.ones((2, 3, 4)), rank=1)
+    >>> result.success, result.point.shape
+    (True, (2, 3, 4))
+    """
+    problem = TensorFactorization(tensor)
+    return solve(problem, inits.spectral(problem, form, rank), AltScaledGD(), max_iter, tol)
+
+
+def sense_tensor(
+    operator: Any,
+    measurements: Any,
+    shape: tuple[int, ...],
+    rank: Any,
+    form: Any = Tucker,
+    max_iter: int = 1000,
+    tol: float = 1e-10,
+) -> Result:
+    """A low-rank tensor from linear measurements; arguments as for `TensorSensing` and `complete_tensor`."""
+    return _recovered(TensorSensing(operator, measurements, shape), rank, form, max_iter, tol)
+
+
+def complete_tensor(tensor: Any, rank: Any, form: Any = Tucker, max_iter: int = 1000, tol: float = 1e-10) -> Result:
+    """Fill in a tensor: an array with NaN for unknown entries, or a `TensorCompletion`.
+
+    The best of conjugate gradients in the metric of scaled gradient descent, alternating least squares and
+    alternating scaled gradient descent, from a spectral start; a `CP` tensor is first completed as a `Tucker`
+    tensor, whose core then gives the components. ``result.solver`` says which it was.
+
+    Parameters
+    ----------
+    tensor : array (n_1, ..., n_d) or TensorCompletion
+        NumPy or torch; what tensorly calls a tensor.
+    rank : int or tuple of int
+        The size of the form.
+    form : type
+        `Tucker`, `CP`, `TensorTrain` or one of their classes for an order.
+
+    Returns
+    -------
+    Result
+        ``result.point.dense()`` is the completed tensor and ``result.point.entries(i, j, k)`` some of its entries.
+
+    >>> import numpy as np
+    >>> tensor = np.ones((4, 5, 6))
+    >>> tensor[1, 2, 3] = np.nan
+    >>> round(float(complete_tensor(tensor, rank=1).point.dense()[1, 2, 3]), 6)
+    1.0
+    """
+    problem = tensor if isinstance(tensor, TensorCompletion) else TensorCompletion.from_array(tensor)
+    return _recovered(problem, rank, form, max_iter, tol)
+
+
+class TensorSeparation(NamedTuple):
+    """A tensor as low rank plus sparse."""
+
+    result: Result
+    """Of the low-rank part: ``result.point.dense()``."""
+    sparse: Any
+    """The sparse part, an array (n_1, ..., n_d)."""
+
+
+def robust_tensor_pca(
+    tensor: Any, rank: Any, form: Any = Tucker, outliers: float | None = None, max_iter: int = 500, tol: float = 1e-10
+) -> TensorSeparation:
+    """A tensor as a low-rank part plus sparse outliers of any size.
+
+    Alternating scaled gradient descent on the trimmed loss of `RobustTensorPCA`, then conjugate gradients on the
+    entries that are no outliers.
+
+    Parameters
+    ----------
+    tensor : array (n_1, ..., n_d)
+    rank, form
+        Of the low-rank part, as for `complete_tensor`.
+    outliers : float, optional
+        Largest share of outliers in any fiber, in (0, 0.5), if known; by default what stands out after trimming
+        two fifths of every fiber.
+
+    Returns
+    -------
+    TensorSeparation
+        ``(result, sparse)``; the result is that of the last step.
+
+    >>> import numpy as np
+    >>> tensor = np.ones((10, 11, 12))
+    >>> tensor[3, 5, 7] += 100.0
+    >>> result, sparse = robust_tensor_pca(tensor, rank=1)
+    >>> np.argwhere(sparse).tolist()
+    [[3, 5, 7]]
+    """
+    problem = RobustTensorPCA(tensor, 0.2 if outliers is None else outliers)
+    through = Tucker if _by_tucker(form, rank, problem.shape) else form
+    start = inits.spectral(problem, through, rank)
+    point = solve(problem, start, AltScaledGD(), max_iter, max(tol, 1e-6)).point
+    if outliers is None:
+        share = _largest_share(_stands_out(problem.data, point))
+        problem = RobustTensorPCA(problem.data, min(max(share, 1e-3), 0.4))
+        point = solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6)).point
+    clean = ~_stands_out(problem.data, point)
+    where = clean.nonzero(as_tuple=True) if xp.is_torch(clean) else clean.nonzero()
+    rest = TensorCompletion(where, problem.data[clean], problem.shape)
+    start = _components(point, form, rank) if through is not form else point
+    result = solve(rest, start, ScaledCG(), max_iter, tol)
+    return TensorSeparation(result, (problem.data - result.point.dense()) * ~clean)
+
+
+def _recovered(problem: Any, rank: Any, form: Any, max_iter: int, tol: float) -> Result:
+    """From a spectral start; for `CP` from the components of the Tucker solution."""
+    if not _by_tucker(form, rank, problem.shape):
+        return _best(problem, inits.spectral(problem, form, rank), max_iter, tol)
+    wide = _best(problem, inits.spectral(problem, Tucker, rank), max_iter, max(tol, 1e-8)).point
+    return _best(problem, _components(wide, form, rank), max_iter, tol)
+
+
+def _best(problem: Any, start: Any, max_iter: int, tol: float) -> Result:
+    """The lowest loss of three solvers with different basins; fewer where one fits exactly or two agree.
+
+    Least squares with a falling ridge reach ill-conditioned tensors, the others those with few samples.
+    """
+    found: list[Result] = []
+    for solver in (ScaledCG(), AlternatingLeastSquares(decay=0.85), AltScaledGD()):
+        result = solve(problem, start, solver, max_iter, tol)
+        near = [old for old in found if abs(old.fun - result.fun) <= AGREE * min(old.fun, result.fun)]
+        found.append(result)
+        if near or result.fun <= EXACT * problem.scale:
+            break
+    return min(found, key=lambda result: result.fun)
+
+
+def _by_tucker(form: Any, rank: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a CP tensor can be found from its Tucker form: diagonalization needs two modes of the rank."""
+    if not (isinstance(form, type) and issubclass(form, TensorFactors)):
+        raise TypeError(f"form must be a tensor form such as lr.Tucker, got {form!r}")
+    form.shapes(shape, rank)
+    return issubclass(form, CP) and rank <= sorted(shape)[-2]
+
+
+def _components(point: Any, form: Any, rank: int) -> Any:
+    """The CP point of the core of a Tucker point."""
+    core, *bases = point.balanced().arrays()
+    return form.for_shape(point.shape).from_tensor(core, rank).embedded(bases).balanced()
+
+
+def _stands_out(data: Any, point: Any) -> Any:
+    """Which entries of the residual are outliers."""
+    gap, size = abs(data - point.dense()), float(point.frobenius()) / data.reshape(-1).shape[0] ** 0.5
+    deviation = 1.4826 * float(np.median(xp.to_numpy(gap)))
+    return gap > max(DEVIATIONS * deviation, RELATIVE * size)
+
+
+def _largest_share(mask: Any) -> float:
+    """The largest share of true entries in any fiber."""
+    values = xp.to_numpy(mask * 1.0)
+    return max(float(values.mean(k).max()) for k in range(values.ndim))

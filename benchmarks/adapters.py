@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import random
+import shlex
 import statistics
 import tempfile
 import time
@@ -269,7 +270,9 @@ def main() -> None:
         print(f"\n{part}\n{table(rows, [k for k in rows[0] if k not in ('device', 'rounds')])}\n", flush=True)
         if not args.quick:
             suffix = "" if args.device == "cpu" else f"-{args.device}"
-            print(write_rows(f"adapters-{part}{suffix}", rows, f"{COMMAND} {part} --device {args.device}").name)
+            chosen = f" --methods {' '.join(map(shlex.quote, args.methods))}" if args.methods else ""
+            command = f"{COMMAND} {part} --device {args.device} --rounds {args.rounds}{chosen}"
+            print(write_rows(f"adapters-{part}{suffix}", rows, command).name)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ GRID, ORDER = 5, 3  # of the splines
 class Bent(ByFactor, MatrixFactors):
     """A form for automatic differentiation only: it has arrays and `apply`, but neither adjoints nor a matrix."""
 
+    left: Array
+    right: Array
+
     universal = False
     converts = False
     zeros: ClassVar[tuple[str, ...]] = ("left",)

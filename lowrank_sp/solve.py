@@ -73,7 +73,7 @@ def solve(
     _check(problem, start, solver, max_iter, tol)
     form = type(start)
     run = _Run(problem, tol)
-    point = start.to(solver.form) if solver.form is not None and form is BurerMonteiro else start
+    point = start.to(solver.form) if solver.form is not None and isinstance(start, BurerMonteiro) else start
     bar = _progress_bar(max_iter, solver, progress)
     keeper = Keeper(checkpoint, solver)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -207,7 +207,7 @@ class _Run:
             error = self.problem.error(state.point, state.residual)
             history.setdefault("error", []).append(xp.to_numpy(error))
 
-    def result(self, state: State, status: Status, solver: Solver, form: type[Factors]) -> Result:
+    def result(self, state: State, status: Status, solver: Solver, form: Any) -> Result:
         point = state.point if type(state.point) is form else state.point.to(form)
         history = {key: np.asarray(values) for key, values in self.history.items()}
         converged = self.good if self.batched else status.success

@@ -118,7 +118,9 @@ class MixedCore(_Mixture):
         if index == 3:
             return xp.divide_psd(g, xp.adjoint(core) @ p @ core, damping)
         if index == 2:
-            flat = [a.reshape(*a.shape[:-2], -1) for a in (self.cores, p[..., None, :, :] @ self.cores @ q[..., None, :, :])]
+            flat = [
+                a.reshape(*a.shape[:-2], -1) for a in (self.cores, p[..., None, :, :] @ self.cores @ q[..., None, :, :])
+            ]
             return xp.solve_psd(flat[0].conj() @ flat[1].mT, g[..., None], damping)[..., 0]
         along, rest, square = _along(g, self.weights)
         white = whiten_core(p * square, q, along, damping)

@@ -79,7 +79,7 @@ def low_rank(
     values = np.linspace(1.0, 1.0 / condition_number, rank) if spectrum is None else np.asarray(spectrum, float)
     u = _orthonormal(rng, m, rank, dtype)
     v = u if symmetric and m == n else _orthonormal(rng, n, rank, dtype)
-    root = (values**0.5).astype(u.real.dtype)
+    root = (values**0.5).astype(np.real(u).dtype)
     return BurerMonteiro(u * root, v * root)
 
 

@@ -31,11 +31,11 @@ def _from_spectral(solver: Any, iterations: int) -> Callable[[lr.MatrixCompletio
 
 SOLVERS: dict[str, Callable[[lr.MatrixCompletion, int], Any]] = {
     "lr.complete": lr.complete,
-    "MatrixIRLS": _from_spectral(lr.MatrixIRLS(), 100),
-    "ALS": _from_spectral(lr.ALS(), 300),
-    "ScaledCG": _from_spectral(lr.ScaledCG(), 500),
-    "ScaledGD": _from_spectral(lr.ScaledGD(), 700),
-    "RiemannianCG": _from_spectral(lr.RiemannianCG(), 500),
+    "MatrixIRLS": _from_spectral(lr.MatrixIRLS(), 80),
+    "ALS": _from_spectral(lr.ALS(), 200),
+    "ScaledCG": _from_spectral(lr.ScaledCG(), 300),
+    "ScaledGD": _from_spectral(lr.ScaledGD(), 400),
+    "RiemannianCG": _from_spectral(lr.RiemannianCG(), 300),
 }
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lowrank_sp.coverage import covers
 from lowrank_sp.factors import ByFactor, MatrixFactors, factorization
 
-__all__ = ["Aurora", "Bent", "LoDA", "LoDAPlus"]
+__all__ = ["Aurora", "Bent", "Differentiated", "LoDA", "LoDAPlus"]
 
 Array = Any
 
@@ -18,37 +18,17 @@ SLOPE = 0.8  # of the leaky rectifiers, as in the code of the unified study
 GRID, ORDER = 5, 3  # of the splines
 
 
-class Bent(ByFactor, MatrixFactors):
-    """A form for automatic differentiation only: it has arrays and `apply`, but neither adjoints nor a matrix."""
-
-    left: Array
-    right: Array
+class Differentiated(ByFactor, MatrixFactors):
+    """A form for automatic differentiation only: it has arrays and `apply`, but no adjoints of its own."""
 
     universal = False
     converts = False
-    zeros: ClassVar[tuple[str, ...]] = ("left",)
-    reason: ClassVar[str] = "it is a nonlinear function of the activations, so no matrix is equal to it"
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
-
-    @property
-    def rank(self):
-        return self.right.shape[-1]
+    polynomial = False
+    reason: ClassVar[str] = "it is made for automatic differentiation"
 
     @classmethod
     def _refuse(cls, what: str) -> TypeError:
         return TypeError(f"{cls.__name__} has no {what}: {cls.reason}")
-
-    def dense(self):
-        raise self._refuse("matrix and cannot be merged or exported")
-
-    def entries(self, rows, cols):
-        raise self._refuse("entries")
-
-    def product(self):
-        raise self._refuse("product")
 
     @classmethod
     def from_product(cls, left, right, rank=None):
@@ -65,6 +45,33 @@ class Bent(ByFactor, MatrixFactors):
 
     def expansion(self, direction, wrt):
         raise self._refuse("expansion")
+
+
+class Bent(Differentiated):
+    """A nonlinear function of the activations, which has no matrix either."""
+
+    left: Array
+    right: Array
+
+    zeros: ClassVar[tuple[str, ...]] = ("left",)
+    reason: ClassVar[str] = "it is a nonlinear function of the activations, so no matrix is equal to it"
+
+    @property
+    def shape(self):
+        return self.left.shape[-2], self.right.shape[-2]
+
+    @property
+    def rank(self):
+        return self.right.shape[-1]
+
+    def dense(self):
+        raise self._refuse("matrix and cannot be merged or exported")
+
+    def entries(self, rows, cols):
+        raise self._refuse("entries")
+
+    def product(self):
+        raise self._refuse("product")
 
 
 @covers("P100")

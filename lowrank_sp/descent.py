@@ -28,10 +28,14 @@ class State(NamedTuple):
 
 
 class Solver(ABC):
-    """Turns a problem and a start into a sequence of states; `lowrank_sp.solve` is the loop."""
+    """Turns a problem and a start into a sequence of states; `lowrank_sp.solve` is the loop.
+
+    ``descends`` says that it lowers the loss of the problem, so that a long time without a lower one is a stall.
+    """
 
     name: str
     form: type[Factors] | None
+    descends: ClassVar[bool] = True
 
     @abstractmethod
     def start(self, problem: LeastSquares, point: Any) -> State:

@@ -132,18 +132,20 @@ def robust_pca(
 
     Parameters
     ----------
-    matrix : array (m, n)
+    matrix : array (m, n), scipy sparse matrix, torch sparse tensor or DataFrame
+        NaN marks unknown entries, and in sparse containers the stored entries, zeros included, are the known ones, as
+        for `complete`; outliers are then separated and the rest is filled in.
     rank : int or "auto"
         Of the low-rank part; ``"auto"`` takes the widest gap of its spectrum once outliers are cut out, by principal
         component pursuit with full decompositions.
     outliers : float, optional
         Largest share of outliers in any row or column, in (0, 0.5), if known; by default what stands out after
-        the first step.
+        the first step. See `RobustPCA` for what it refers to where entries are unknown.
 
     Returns
     -------
     Separation
-        ``(result, sparse)``; the result is that of the last step.
+        ``(result, sparse)``; the result is that of the last step, and ``sparse`` is zero where the matrix is unknown.
 
     >>> matrix = np.outer(np.arange(1.0, 21.0), np.ones(16))
     >>> matrix[3, 5] += 100.0
@@ -158,20 +160,22 @@ def robust_pca(
     first = inits.spectral(problem, BurerMonteiro, rank)
     wide = solve(problem, first, PCP(rank=rank + 10), 80, 1e-4).point.to(SVD)
     point = SVD(*(a[..., :rank] for a in wide.arrays())).to(BurerMonteiro)
-    share = float(xp.to_numpy(_largest_share(_stands_out(problem.data, point)))) if outliers is None else outliers
-    problem = RobustPCA(problem.data, min(max(share, 1e-3), 0.4))
+    share = _largest_share(problem, _stands_out(problem, point)) if outliers is None else outliers
+    problem = problem.trimming(min(max(share, 1e-3), 0.4))
     point = solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6)).point
-    clean = ~_stands_out(problem.data, point)
+    wrong = _stands_out(problem, point)
+    clean = ~wrong if problem.known is None else problem.known & ~wrong
     result = solve(_entries(problem.data, clean), point, ALS(ridge=0.0), max_iter, tol)
     chain = f"PCP -> AltScaledGD with at most {problem.outliers:.2g} outliers per row and column -> ALS on the rest"
-    return Separation(_explained(result, why, chain), (problem.data - result.point.dense()) * ~clean)
+    return Separation(_explained(result, why, chain), (problem.data - result.point.dense()) * wrong)
 
 
 def _rank_with_outliers(problem: RobustPCA) -> tuple[int, str]:
     """The widest gap in the spectrum of the matrix whose outliers are replaced by what pursuit puts there."""
     low = solve(problem, inits.spectral(problem, BurerMonteiro, 1), PCP(), 300, 1e-6).point
-    wrong = _stands_out(problem.data, low)
-    clean = problem.data * ~wrong + low.dense() * wrong
+    wrong = _stands_out(problem, low)
+    unusable = wrong if problem.known is None else wrong | ~problem.known
+    clean = problem.data * ~unusable + low.dense() * unusable
     rank = rank_by_gap(xp.to_numpy(xp.namespace(clean).linalg.svd(clean)[1]))
     return rank, f"rank {rank} from the widest gap of the spectrum, outliers cut out by PCP"
 
@@ -182,18 +186,18 @@ def _entries(matrix: Any, mask: Any) -> MatrixCompletion:
     return MatrixCompletion(*where, matrix[mask], tuple(matrix.shape))
 
 
-def _stands_out(data: Any, point: Any) -> Any:
+def _stands_out(problem: RobustPCA, point: Any) -> Any:
     """Which entries (m, n) of the residual are outliers."""
     low = point.dense()
-    gap, size = abs(data - low), float(xp.inner(low, low) / low.shape[0] / low.shape[1]) ** 0.5
-    deviation = 1.4826 * float(np.median(xp.to_numpy(gap)))
+    gap, size = abs(problem.masked(problem.data - low)), float(xp.inner(low, low) / low.shape[0] / low.shape[1]) ** 0.5
+    deviation = 1.4826 * float(np.median(xp.to_numpy(gap if problem.known is None else gap[problem.known])))
     return gap > max(DEVIATIONS * deviation, RELATIVE * size)
 
 
-def _largest_share(mask: Any) -> Any:
+def _largest_share(problem: RobustPCA, mask: Any) -> float:
     """The largest share of true entries in any row or column."""
-    values = mask * 1.0
-    return max(values.mean(-1).max(), values.mean(-2).max())
+    rows, cols = problem.counts
+    return max(float(mask.sum(-1).max()) / rows, float(mask.sum(-2).max()) / cols)
 
 
 def phase_retrieval(vectors: Any, intensities: Any, rank: int = 1, max_iter: int = 1000, tol: float = 1e-10) -> Result:

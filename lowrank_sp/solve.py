@@ -108,7 +108,7 @@ class _Run:
         self.first_gradient: Any = None
 
     def begin(self, solver: Solver, point: Factors) -> State:
-        tick = perf_counter()
+        tick, self.descends = perf_counter(), solver.descends
         state = solver.start(self.problem, point)
         self.seconds += perf_counter() - tick
         loss = xp.to_numpy(state.loss)
@@ -168,7 +168,7 @@ class _Run:
     def _stalled(self, better: bool, best: Any, gradient: Any) -> Status | None:
         """Many iterations without a lower loss: at a small gradient that is all that the precision allows."""
         self.best = best
-        self.quiet = 0 if better else self.quiet + 1
+        self.quiet = 0 if better or not self.descends else self.quiet + 1
         if self.quiet < PATIENCE:
             return None
         small = np.asarray(gradient <= 10 * self.precision**0.5 * self.first_gradient)

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_sp.coverage import covers
-
 from ..inject import adapted
 from ..life import combined
 from ..summary import summary
@@ -48,7 +46,6 @@ class SiteRanks:
     norm: float
 
 
-@covers("X04")
 @torch.no_grad()
 def stable_ranks(model: nn.Module) -> list[SiteRanks]:
     """Stable ranks of all adapted layers, as in figure 4 of :cite:`survey2026sp`.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from .admm import ADMM, RobustADMM
 from .pursuit import PCP
 from .shrinkage import APG, SVT, SoftImpute
 from .tensor import CPALS, HOOI, TTSVD
@@ -10,6 +11,7 @@ from .tensor_power import PowerDeflation
 from .thresholding import NIHT, SVP
 
 __all__ = [
+    "ADMM",
     "APG",
     "BASELINES",
     "CPALS",
@@ -21,8 +23,11 @@ __all__ = [
     "TENSOR_BASELINES",
     "TTSVD",
     "PowerDeflation",
+    "RobustADMM",
     "SoftImpute",
 ]
 
-BASELINES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (SoftImpute, APG, SVT, SVP, NIHT, PCP)}
+BASELINES: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (SoftImpute, APG, SVT, SVP, NIHT, ADMM, PCP, RobustADMM)
+}
 TENSOR_BASELINES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (CPALS, HOOI, TTSVD, PowerDeflation)}

@@ -10,7 +10,7 @@ from .. import xp
 from ..parameterizations import SVD, BurerMonteiro
 from ..problems.base import LeastSquares
 
-__all__ = ["SPARE", "Sum", "begin", "combine", "frobenius", "leading", "overlap", "shrink", "spectral_norm"]
+__all__ = ["SPARE", "Sum", "begin", "combine", "frobenius", "leading", "overlap", "shrink", "soften", "spectral_norm"]
 
 Array = Any
 
@@ -68,6 +68,13 @@ def shrink(point: SVD, penalty: float) -> SVD:
     u, s, v = point.arrays()
     s = s - penalty
     return SVD(u, s * (s > 0), v)
+
+
+def soften(values: Array, threshold: Any) -> Array:
+    """Entries moved towards zero by ``threshold``: the proximal map of the sum of absolute values."""
+    size = abs(values)
+    kept = (size - threshold) * (size > threshold)
+    return values * (kept / (size + (size == 0)))
 
 
 def combine(*terms: tuple[float, Any]) -> BurerMonteiro:

@@ -10,7 +10,7 @@ from ..coverage import covers
 from ..descent import Solver, State
 from ..parameterizations import SVD
 from ..problems import RobustPCA
-from .common import leading, shrink
+from .common import leading, shrink, soften
 
 __all__ = ["PCP", "Pursuit"]
 
@@ -19,12 +19,14 @@ __all__ = ["PCP", "Pursuit"]
 class Pursuit(Solver):
     """``min ||L||_* + weight ||S||_1`` with ``L + S = A``, by alternating directions (ADMM).
 
+    The sum of absolute values goes over the known entries.
+
     Parameters
     ----------
     weight : float, optional
-        ``1 / sqrt(max(m, n))`` by default.
+        ``1 / sqrt(p max(m, n))`` by default, p the share of known entries.
     penalty : float, optional
-        Of the constraint; ``m n / (4 ||A||_1)`` by default.
+        Of the constraint; ``p m n / (4 ||A||_1)`` by default.
     rank : int, optional
         Most singular values kept, by warm block power iterations; by default all, by a full decomposition.
     """
@@ -34,6 +36,7 @@ class Pursuit(Solver):
     rank: int | None = None
     name: str = "PCP"
     form: ClassVar[type] = SVD
+    descends: ClassVar[bool] = False
 
     def __post_init__(self):
         for name, value in (("weight", self.weight), ("penalty", self.penalty)):
@@ -47,13 +50,15 @@ class Pursuit(Solver):
             raise ValueError(f"PCP runs one problem at a time, got a batch of {point.batch_shape}")
         residual, point = problem.residual(point), point.to(SVD)
         size = float(abs(problem.data).sum())
-        penalty = problem.data.shape[0] * problem.data.shape[1] / (4 * size) if self.penalty is None else self.penalty
-        weight = max(problem.shape) ** -0.5 if self.weight is None else self.weight
+        count = problem.observed * problem.shape[0] * problem.shape[1]
+        penalty = count / (4 * size) if self.penalty is None else self.penalty
+        weight = problem.pursuit_weight() if self.weight is None else self.weight
         return State(point, residual, problem.loss(residual), None, (0 * problem.data, penalty, weight))
 
     def step(self, problem, state):
         multiplier, penalty, weight = state.memory
-        sparse = _soften(problem.data - state.point.dense() + multiplier / penalty, weight / penalty)
+        threshold = problem.masked(weight / penalty)  # an unknown entry may be anything at no cost
+        sparse = soften(problem.data - state.point.dense() + multiplier / penalty, threshold)
         wide = _leading(problem.data - sparse + multiplier / penalty, state.point, self.rank)
         point = shrink(wide, 1 / penalty)
         gap = problem.data - point.dense() - sparse
@@ -68,13 +73,6 @@ def _leading(matrix: Any, last: SVD, rank: int | None) -> SVD:
         return leading(matrix, last.right, min(rank, *matrix.shape))
     u, s, vh = xp.namespace(matrix).linalg.svd(matrix, full_matrices=False)
     return SVD(u, s, xp.adjoint(vh))
-
-
-def _soften(values: Any, threshold: float) -> Any:
-    """Entries moved towards zero by ``threshold``."""
-    size = abs(values)
-    kept = (size - threshold) * (size > threshold)
-    return values * (kept / (size + (size == 0)))
 
 
 @covers("O19", "S05")

@@ -12,7 +12,10 @@ from .fourier import Fourier
 from .frozen import FrozenCore, FrozenRight, FrozenValues
 from .hadamard import Hadamard
 from .kronecker import Kronecker
+from .layered import CoreChain, HeadCP, MixedCore, TrainSlice
 from .lokr import LoKr, LoKrSmall
+from .nested import MatrixTrain, Nested
+from .normalized import DeLoRA
 from .pooled import BSLoRA, RaSA
 from .prolora import ProLoRA
 from .ragged import RaggedGrid
@@ -22,6 +25,7 @@ from .scaled import TiedLoRA, VeRA
 from .sparse import LowRankPlusSparse
 from .square import GroupedSquare, RotatedSquare, square_size
 from .support import Sparse, column_support, largest_support, uniform_support
+from .supported import LowRankPlusColumns, LowRankPlusPlaced
 from .svd import SVD, PoLAR
 from .tensor import TensorFactors
 from .tt import TensorTrain
@@ -41,6 +45,8 @@ __all__ = [
     "BurerMonteiro",
     "Butterfly",
     "Core",
+    "CoreChain",
+    "DeLoRA",
     "DiagonalCore",
     "EtherPlus",
     "FixedRank",
@@ -51,12 +57,18 @@ __all__ = [
     "FrozenValues",
     "GroupedSquare",
     "Hadamard",
+    "HeadCP",
     "Householder",
     "Kronecker",
     "LoKr",
     "LoKrSmall",
+    "LowRankPlusColumns",
+    "LowRankPlusPlaced",
     "LowRankPlusSparse",
+    "MatrixTrain",
+    "MixedCore",
     "Multiplicative",
+    "Nested",
     "NoLA",
     "PoLAR",
     "ProLoRA",
@@ -71,6 +83,7 @@ __all__ = [
     "TensorFactors",
     "TensorTrain",
     "TiedLoRA",
+    "TrainSlice",
     "Tucker",
     "VeRA",
     "column_support",
@@ -114,6 +127,15 @@ FORMS: dict[str, type[MatrixFactors]] = {
         BSLoRA,
         Sine,
         Sinter,
+        MixedCore,
+        TrainSlice,
+        CoreChain,
+        HeadCP,
+        Nested,
+        MatrixTrain,
+        DeLoRA,
+        LowRankPlusPlaced,
+        LowRankPlusColumns,
     )
 }
 

@@ -224,6 +224,6 @@ def _two_sided(p: Array, q: Array, g: Array, damping: Any) -> Array:
 
 def _thirds(k: int) -> tuple[int, int, int]:
     """Three divisors near the cubic root whose product is k."""
-    first = next(a for a in range(int(round(k ** (1 / 3))), 0, -1) if k % a == 0)
+    first = next(a for a in range(round(k ** (1 / 3)), 0, -1) if k % a == 0)
     second = largest_divisor(k // first, k)
     return first, second, k // first // second

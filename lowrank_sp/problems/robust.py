@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from .. import xp
 from ..coverage import covers
 from ..factors import sum_dense
+from ..frames import as_array, is_frame
+from ..operators import is_sparse, sparse_entries
 from .base import LeastSquares, block_cgls, relative_error
-from .checks import as_data, check_shape
+from .checks import as_data, check_shape, warn_unobserved
 from .ensembles import as_ensemble
 
 __all__ = ["RobustPCA", "RobustSensing", "keep_largest"]
@@ -21,14 +24,14 @@ Array = Any
 MEAN_OVER_MEDIAN = (2 / np.pi) ** 0.5 / 0.6744897501960817
 
 
-def keep_largest(array: Array, share: float) -> Array:
+def keep_largest(array: Array, share: float, counts: tuple[int, int] | None = None) -> Array:
     """The entries (..., m, n) among the ``share n`` largest magnitudes of their row and the ``share m`` of their
-    column; zero elsewhere.
+    column; zero elsewhere. ``counts`` replaces ``(n, m)`` where fewer entries are known.
 
     By partition, not by sorting. Ties are all kept. Source: the operator T of :cite:`yi2016rpca`.
     """
     m, n = array.shape[-2:]
-    rows, cols = round(share * n), round(share * m)
+    rows, cols = (round(share * k) for k in counts or (n, m))
     if not (rows and cols):
         return 0 * array
     size = abs(array)
@@ -56,58 +59,96 @@ class RobustPCA(LeastSquares):
     Parameters
     ----------
     matrix : array (..., m, n)
-        A.
+        A, with NaN for unknown entries: they have no part in the loss. A scipy sparse matrix or sparse torch tensor
+        has the stored entries, zeros included, as the known ones, and a DataFrame those that are not NA. Arrays
+        (m, n) are formed in any case.
     outliers : float
-        Largest share of outliers in any row or column, in (0, 0.5). An estimate from above is safe.
+        Largest share of outliers in any row or column, in (0, 0.5). An estimate from above is safe. With unknown
+        entries it refers to the row, and the column, with the most known ones.
     factor : float
         How much larger than ``outliers`` the share is that the iterations trim; the surrogate of the starts
         trims ``outliers`` itself.
     truth : Factors or array, optional
         The low-rank part that errors are measured against.
 
+    Attributes
+    ----------
+    data : array (..., m, n)
+        A, with zeros where it is unknown.
+    known : boolean array (..., m, n), or None
+        None where all of A is known.
+    counts : (int, int)
+        The most known entries in any row, and in any column.
+
     Raises
     ------
     ValueError, TypeError
-        For data that are NaN, infinite, empty or not numeric, or shares out of range.
+        For data that are infinite, empty, all unknown or not numeric, or shares out of range. A row or column
+        without any known entry is a warning.
 
     Notes
     -----
     Because T is not a projection, the trimmed loss may rise where that of the model falls.
-    Source: :cite:`tong2021scaledgd`, section 4; :cite:`yi2016rpca`.
+    Source: :cite:`tong2021scaledgd`, section 4; :cite:`yi2016rpca`. With unknown entries W and A are zero there; the
+    surrogate is then divided by the share known.
     """
 
     data_ndim = 2
     quadratic = False
+    nonexpansive = True
 
     def __init__(self, matrix: Any, outliers: float = 0.1, factor: float = 2.0, truth: Any = None):
-        self.data = as_data(matrix, "matrix", 2)
+        self.data, self.known = _known(matrix)
+        self.shape = m, n = int(self.data.shape[-2]), int(self.data.shape[-1])
+        self.counts, self.observed = (n, m), 1.0
+        if self.known is not None:
+            self.counts, self.observed = _most(self.known), float(xp.to_numpy(self.known).mean())
+        self.refresh = 1
+        self.truth = truth
+        self._trim(outliers, factor)
+
+    def _trim(self, outliers: float, factor: float) -> None:
         if not 0 < outliers < 0.5:
             raise ValueError(f"outliers must lie in (0, 0.5), got {outliers}")
         if not (factor >= 1 and factor * outliers < 1):
             raise ValueError(f"factor must lie in [1, 1 / outliers) = [1, {1 / outliers:g}), got {factor}")
-        self.shape = (int(self.data.shape[-2]), int(self.data.shape[-1]))
         self.outliers, self.share = float(outliers), float(factor * outliers)
-        self.refresh = 1
-        self._trimmed = self.data - keep_largest(self.data, self.outliers)
+        self._trimmed = self.data - keep_largest(self.data, self.outliers, self.counts)
         self.scale = float(xp.to_numpy(self.inner(self._trimmed, self._trimmed)).max())
-        self.truth = truth
+
+    def trimming(self, outliers: float, factor: float = 2.0) -> RobustPCA:
+        """The problem of the same matrix with another share of outliers."""
+        other = copy(self)
+        other._trim(outliers, factor)
+        return other
+
+    def masked(self, array: Array) -> Array:
+        """The array (..., m, n) with zeros where A is unknown."""
+        return array if self.known is None else array * self.known
 
     def sparse_part(self, point: Any) -> Array:
-        """S = T(A - F(x)), an array (..., m, n)."""
-        return keep_largest(self.data - point.dense(), self.share)
+        """S = T(A - F(x)), an array (..., m, n), zero where A is unknown."""
+        return keep_largest(self.masked(self.data - point.dense()), self.share, self.counts)
+
+    def pursuit_weight(self) -> float:
+        """What `PCP` and its relatives weigh the sum of absolute outliers with: ``1 / sqrt(share known * max(m, n))``.
+
+        Source: theorems 1.1 and 1.2 of :cite:`candes2011rpca`.
+        """
+        return (self.observed * max(self.shape)) ** -0.5
 
     def measure(self, *sums):
-        return [sum_dense(points) for points in sums]
+        return [self.masked(sum_dense(points)) for points in sums]
 
     def residual(self, point):
-        gap = point.dense() - self.data
-        return gap - keep_largest(gap, self.share)
+        gap = self.masked(point.dense() - self.data)
+        return gap - keep_largest(gap, self.share, self.counts)
 
     def backproject(self, residual):
         return residual
 
     def surrogate(self):
-        return self._trimmed
+        return self._trimmed / self.observed
 
     def amplitude(self, image):
         size, overlap = self.inner(image, image), self.inner(image, self._trimmed)
@@ -121,6 +162,51 @@ class RobustPCA(LeastSquares):
 
     def solve_block(self, point, gradient, index, ridge):
         return block_cgls(self, point, gradient, index, ridge)
+
+
+def _known(matrix: Any) -> tuple[Array, Any]:
+    """The matrix with zeros for unknown entries, and which are known: None for all."""
+    if is_frame(matrix):
+        matrix = as_array(matrix)
+    elif is_sparse(matrix):
+        matrix = _spread(matrix)
+    array = matrix if xp.is_torch(matrix) else np.asarray(matrix)
+    if not (xp.is_torch(array) or array.dtype.kind in "fc"):
+        return as_data(array, "matrix", 2), None
+    unknown = xp.namespace(array).isnan(array)
+    count = int(unknown.sum())
+    if not count:
+        return as_data(array, "matrix", 2), None
+    if bool(unknown.all()):
+        raise ValueError(f"matrix holds {count} NaN and nothing else: there are no known entries")
+    known = ~unknown
+    zeroed = array.masked_fill(unknown, 0) if xp.is_torch(array) else np.where(known, array, array.dtype.type(0))
+    data = as_data(zeroed, "matrix", 2)
+    for axis, what in ((-1, "rows"), (-2, "columns")):
+        warn_unobserved(xp.to_numpy(known).sum(axis).reshape(-1), what)
+    return data, known
+
+
+def _spread(matrix: Any) -> Array:
+    """A sparse matrix as an array with NaN where nothing is stored."""
+    rows, cols, values = sparse_entries(matrix)
+    values = as_data(values, "matrix", 1)
+    if xp.is_torch(values):
+        array = values.new_full(tuple(matrix.shape), float("nan"))
+    else:
+        array = np.full(matrix.shape, np.nan, values.dtype)
+    array[rows, cols] = values
+    stored = int((~xp.namespace(array).isnan(array)).sum())
+    if stored < values.shape[0]:
+        raise ValueError(
+            f"matrix stores {values.shape[0]} entries at {stored} positions; average or drop duplicates first"
+        )
+    return array
+
+
+def _most(known: Array) -> tuple[int, int]:
+    """The most known entries in any row and in any column."""
+    return int(known.sum(-1).max()), int(known.sum(-2).max())
 
 
 @covers("S01")

@@ -20,6 +20,9 @@ from tests.bridge.small_files import save_llama, save_rows
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_llama(tmp_path_factory.mktemp("model"))
@@ -68,6 +71,7 @@ def test_a_run_leaves_everything_that_was_promised(options, tmp_path):
     assert run["options"]["recipe"] == "polar"
 
 
+@SLOW
 def test_the_adapter_loads_on_the_base_model(options):
     from transformers import AutoModelForSequenceClassification
 
@@ -88,7 +92,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("recipe", ["lora", "polar", "reflora"])
+@pytest.mark.parametrize("recipe", ["lora", pytest.param("polar", marks=SLOW), pytest.param("reflora", marks=SLOW)])
 def test_an_interrupted_run_continues_to_the_same_result(recipe, options, tmp_path, monkeypatch):
     from llm_bridge.training import loop
 
@@ -109,6 +113,7 @@ def test_an_interrupted_run_continues_to_the_same_result(recipe, options, tmp_pa
     assert [r for r in rows[0] if "train_loss" not in r] == [r for r in rows[1] if "train_loss" not in r]
 
 
+@SLOW
 def test_checkpoints_hold_what_trains_only(options, tmp_path):
     from safetensors.torch import load_file
 
@@ -118,7 +123,7 @@ def test_checkpoints_hold_what_trains_only(options, tmp_path):
     assert set(saved) == trained
 
 
-@pytest.mark.parametrize("recipe", ["lora", "reflora"])
+@pytest.mark.parametrize("recipe", ["lora", pytest.param("reflora", marks=SLOW)])
 def test_language_modelling_from_text(recipe, folder, tmp_path):
     text = "\n".join(" ".join(f"w{(i + j) % 40}" for j in range(30)) for i in range(40))
     (tmp_path / "lines.txt").write_text(text)
@@ -132,6 +137,7 @@ def test_language_modelling_from_text(recipe, folder, tmp_path):
     assert result.metrics["eval_perplexity"] == pytest.approx(torch.tensor(losses[-1]).exp().item())
 
 
+@SLOW
 def test_recipes_that_look_at_data_are_calibrated_with_the_first_batches(options):
     needy = [name for name, made in lb.recipes().items() if made.init.needs]
     if needy:
@@ -139,6 +145,7 @@ def test_recipes_that_look_at_data_are_calibrated_with_the_first_batches(options
         assert not lb.summary(result.model).unmoved
 
 
+@SLOW
 def test_a_compiled_run_is_a_run(options):
     result = lb.finetune(replace(options, compile="aot_eager", steps=4))
     assert not lb.summary(result.model).unmoved
@@ -258,6 +265,7 @@ def test_bad_options(change, says, options):
         lb.finetune(replace(options, **change))
 
 
+@SLOW
 def test_a_folder_with_another_run(options):
     lb.finetune(replace(options, steps=1))
     with pytest.raises(ValueError, match="holds a run already; continue it with --resume"):

@@ -56,7 +56,10 @@ def adapted(base, name, dropout=0.1):
     return lb.adapt(copy.deepcopy(base), name, rank=2, targets=["q_proj", "up_proj"], dropout=dropout)
 
 
-@pytest.mark.parametrize("name", ["lora", "lora-fa", "polar", "reflora", "pissa", "dora"])
+@pytest.mark.parametrize(
+    "name",
+    ["lora", "reflora", *(pytest.param(n, marks=pytest.mark.slow) for n in ("lora-fa", "polar", "pissa", "dora"))],
+)
 def test_resuming_from_a_checkpoint_gives_the_same_model(name, llama, tmp_path):
     whole = adapted(llama[0], name)
     history = trainer(whole, tmp_path, optimizers=(lb.optimizer(whole, lr=1e-2), None))
@@ -90,7 +93,6 @@ def test_half_precision_with_recomputed_activations(llama, tmp_path):
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-@pytest.mark.covers("X04")
 @pytest.mark.parametrize("name", ["lora", "polar", "pissa", "hira"])
 def test_stable_ranks_are_those_of_the_definition(name, mlp, task):
     import numpy as np

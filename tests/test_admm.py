@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import lowrank_sp as lr
-from lowrank_sp.baselines import ADMM, PCP, RobustADMM
+from lowrank_sp.baselines import ADMM, RobustADMM
 from lowrank_sp.baselines.admm import Absolute, AlternatingDirections, Squares
 
 LIBRARIES = pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
@@ -125,14 +125,6 @@ def test_exact_instances_are_recovered_without_knowing_the_rank():
         result = lr.solve(problem, start, ADMM(), tol=1e-8)
         assert result.success and result.history["error"][-1] < 1e-6
         assert np.linalg.matrix_rank(result.point.dense(), 1e-4) == 2
-
-
-@pytest.mark.covers("O18", "S05")
-def test_both_pursuits_solve_the_same_program():
-    made = lr.synthetic.robust(30, 24, 2, 0.08, noise=0.02, seed=0)
-    start = lr.inits.spectral(made, lr.BurerMonteiro, 2)
-    ends = [lr.solve(made, start, solver, 800, 0).point.dense() for solver in (PCP(), RobustADMM())]
-    assert np.allclose(*ends, atol=1e-5 * np.linalg.norm(ends[0]))
 
 
 @pytest.mark.covers("O18")

@@ -12,7 +12,7 @@ from ..descent import Solver, State
 from ..parameterizations import SVD
 from ..problems import RobustPCA
 from ..problems.base import LeastSquares
-from .common import SPARE, Sum, begin, combine, frobenius, leading, shrink, soften, spectral_norm
+from .common import SPARE, Sum, begin, combine, frobenius, leading, shrink, soften
 
 __all__ = ["ADMM", "Absolute", "AlternatingDirections", "DataTerm", "RobustADMM", "Squares"]
 
@@ -140,7 +140,8 @@ class AlternatingDirections(Solver):
         gradient = point.project(point.pullback(problem.backproject(problem.data))).norm()
         point = self.term.begin(problem, point, self.name)
         image, residual = problem.measure((point,))[0], problem.residual(point)
-        unit = spectral_norm(problem.backproject(problem.data), problem.like(), problem.shape[1])
+        width = min(point.rank + SPARE, *problem.shape)
+        unit = float(leading(problem.backproject(problem.data), point.right, width, powers=20).values[0])
         penalty = 1 / (FIRST * unit or 1.0) if self.penalty is None else self.penalty
         split = self.term.proximal(problem, unit, image, penalty)
         memory = _Memory(image, split, 0 * split, penalty, 1.0, 0, unit, float(gradient) or 1.0)

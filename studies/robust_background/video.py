@@ -11,6 +11,7 @@ __all__ = ["Video", "make_video"]
 
 Array = np.ndarray
 
+
 class Video(NamedTuple):
     """Frames as rows of pixels."""
 

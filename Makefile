@@ -52,8 +52,9 @@ bench: $(STAMP) ## time the core against its peers, as ratios
 finetune-demo: $(STAMP) ## fine-tune a pretrained encoder with LoRA, PoLAR and RefLoRA; results/finetune-demo
 	$(BIN)/python -m llm_bridge.demo --jobs $(JOBS)
 
-docs: $(STAMP) ## regenerate docs/coverage.md from the code, the tests and the studies
+docs: $(STAMP) ## regenerate docs/coverage.md and docs/variants.md from the code, the tests and the studies
 	$(BIN)/python docs/make_coverage.py
+	$(BIN)/python docs/make_variants.py
 
 clean: ## remove what was built, and keep .venv
 	rm -rf results build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -32,8 +32,8 @@ class VectorBank(Differentiated, Configured):
     ``VectorBank.of(h, b, k)`` is the form with h vectors of length b and mixtures of k of them; `VectorBank` itself
     has 90 vectors, mixtures of 2, and the largest length up to 256 that divides both sides of the layer, so that
     layers with different lengths have banks of their own. The choice of vectors is not differentiable and moves as
-    the logits do. Parameters: ``h b`` once, and ``r h (m + n) / b``. The formula is that of the published method, which the
-    surveys only name. Source: :cite:`li2024vblora`.
+    the logits do. Parameters: ``h b`` once, and ``r h (m + n) / b``. The formula is that of the published method,
+    which the surveys only name. Source: :cite:`li2024vblora`.
     """
 
     left_logits: Any

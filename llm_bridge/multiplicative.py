@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from .combine import Combine
 from .layers import CONV1D, LINEAR
 from .starts import Start
 
-__all__ = ["Identity", "Multiplied", "one"]
+__all__ = ["Identity", "Multiplied", "MultipliedScaled", "one"]
 
 
 def one(alpha: float, rank: int) -> float:
@@ -33,13 +34,37 @@ class Multiplied(Combine):
         return shape[1], shape[1]
 
     def forward(self, kind, layer, x, adapter):
+        return kind.restore(layer, x, layer(self.turned(kind, layer, x, adapter)))
+
+    def turned(self, kind: Any, layer: Any, x: Any, adapter: Any) -> torch.Tensor:
+        """The rows of activations after P.
+
+        Raises
+        ------
+        TypeError
+            For layers that do not multiply rows of activations.
+        """
         if kind not in (LINEAR, CONV1D):
             raise TypeError(f"rotations of the input need a linear layer, got {type(layer).__name__}")
-        rows = kind.rows(layer, x)
-        return kind.restore(layer, x, layer(kind.apply(layer, rows, adapter.point())))
+        return kind.apply(layer, kind.rows(layer, x), adapter.point())
 
     def meet(self, weight, update, extras):
-        return weight @ update
+        return weight @ update.to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class MultipliedScaled(Multiplied):
+    """``diag(s) W P`` with a trained factor for every output, as the published code of BOFT has it."""
+
+    def extras(self, weight):
+        return {"outputs": torch.ones(weight.shape[0], device=weight.device)}
+
+    def forward(self, kind, layer, x, adapter):
+        out = kind.unbiased(layer, self.turned(kind, layer, x, adapter))
+        return kind.restore(layer, x, kind.rescale(layer, out, kind.by_channel(out, adapter.outputs)))
+
+    def meet(self, weight, update, extras):
+        return extras["outputs"].to(weight.dtype)[:, None] * super().meet(weight, update, extras)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ __all__ = [
     "even",
     "half",
     "shorter_side",
+    "single",
     "square",
     "values_of_lora",
 ]
@@ -51,6 +52,11 @@ class Times:
 def values_of_lora(shape: tuple[int, int], rank: int) -> int:
     """As many values as the factors of LoRA have, ``r (out + in)``, and at most all entries."""
     return min(rank * sum(shape), shape[0] * shape[1])
+
+
+def single(shape: tuple[int, int], rank: int) -> int:
+    """One, whatever the rank."""
+    return 1
 
 
 def square(shape: tuple[int, int], rank: int) -> int:

@@ -1,6 +1,7 @@
 """lowrank_sp: low-rank factorization, sensing and completion, with the optimizers of LoRA."""
 
 from . import baselines, inits, metrics, spaces, streaming
+from .delegates import cca, nmf, pca
 from .frames import fill
 from .operators import as_linear_operator
 from .parameterizations import (
@@ -183,6 +184,7 @@ __all__ = [
     "VeRA",
     "as_linear_operator",
     "baselines",
+    "cca",
     "complete",
     "complete_tensor",
     "factorize",
@@ -190,6 +192,8 @@ __all__ = [
     "fill",
     "inits",
     "metrics",
+    "nmf",
+    "pca",
     "phase_retrieval",
     "robust_pca",
     "robust_tensor_pca",

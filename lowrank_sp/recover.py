@@ -24,6 +24,8 @@ __all__ = ["Separation", "complete", "factorize", "phase_retrieval", "robust_pca
 # What robust_pca calls an outlier: an entry of the residual this many standard deviations of the rest from zero,
 # and at least this share of the root mean square of W.
 DEVIATIONS, RELATIVE = 5.0, 1e-3
+# Where the first step fails much stands out. What is trimmed must leave so many known entries per degree of freedom.
+LEFT = 2.5
 
 
 def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e-10, seed: Any = 0) -> Result:
@@ -160,8 +162,9 @@ def robust_pca(
     first = inits.spectral(problem, BurerMonteiro, rank)
     wide = solve(problem, first, PCP(rank=rank + 10), 80, 1e-4).point.to(SVD)
     point = SVD(*(a[..., :rank] for a in wide.arrays())).to(BurerMonteiro)
-    share = _largest_share(problem, _stands_out(problem, point)) if outliers is None else outliers
-    problem = problem.trimming(min(max(share, 1e-3), 0.4))
+    if outliers is None:
+        share = min(_largest_share(problem, _stands_out(problem, point)), _most_to_trim(problem, rank))
+        problem = problem.trimming(max(share, 1e-3))
     point = solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6)).point
     wrong = _stands_out(problem, point)
     clean = ~wrong if problem.known is None else problem.known & ~wrong
@@ -198,6 +201,13 @@ def _largest_share(problem: RobustPCA, mask: Any) -> float:
     """The largest share of true entries in any row or column."""
     rows, cols = problem.counts
     return max(float(mask.sum(-1).max()) / rows, float(mask.sum(-2).max()) / cols)
+
+
+def _most_to_trim(problem: RobustPCA, rank: int) -> float:
+    """The largest share of outliers for which enough entries are left; the iterations trim twice the share."""
+    m, n = problem.shape
+    spare = 1 - LEFT * rank * (m + n - rank) / (problem.observed * m * n)
+    return min(max(spare / 2, 0.05), 0.4)
 
 
 def phase_retrieval(vectors: Any, intensities: Any, rank: int = 1, max_iter: int = 1000, tol: float = 1e-10) -> Result:

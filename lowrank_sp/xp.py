@@ -12,6 +12,7 @@ import numpy as np
 __all__ = [
     "adjoint",
     "asarray_like",
+    "blend",
     "divide_psd",
     "eps",
     "expand",
@@ -27,6 +28,7 @@ __all__ = [
     "riccati",
     "solve_psd",
     "sqrt_newton_schulz",
+    "square",
     "sylvester_psd",
     "to_numpy",
 ]
@@ -113,6 +115,19 @@ def inner(a: Array, b: Array, ndim: int = 2) -> Any:
     else:
         value = (a.conj() * b).sum(dim=tuple(range(-ndim, 0)))
     return value.real if value.is_complex() else value
+
+
+def blend(old: Array, new: Array, weight: float) -> Array:
+    """``(1 - weight) old + weight new``, in one pass where the library has one."""
+    if is_torch(old) and old.dtype == new.dtype and (old.is_floating_point() or old.is_complex()):
+        return sys.modules["torch"].lerp(old, new, weight)
+    return (1 - weight) * old + weight * new
+
+
+def square(a: Array) -> Array:
+    """``|a|^2`` entry by entry, real."""
+    complex_ = a.is_complex() if is_torch(a) else a.dtype.kind == "c"
+    return a.real**2 + a.imag**2 if complex_ else a * a
 
 
 def gram(a: Array) -> Array:

@@ -16,7 +16,7 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/data.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/data.md", "docs/bridge.md"])
 def test_code_blocks_run(page):
     if "import torch" in (ROOT / page).read_text():
         pytest.importorskip("torch")

@@ -118,10 +118,10 @@ def _sorted_out(
     for full, tensor in tensors.items():
         name = full.removeprefix(PREFIX)
         key = next((key for key in method.keys if name.endswith(f".{key}")), None)
-        if key is not None:
-            pieces.setdefault(name.removesuffix(f".{key}"), {})[key] = tensor
-        elif full.removeprefix(SHARED_PREFIX) in method.shared:
+        if full.removeprefix(SHARED_PREFIX) in method.shared:
             shared[full.removeprefix(SHARED_PREFIX)] = tensor
+        elif key is not None:
+            pieces.setdefault(name.removesuffix(f".{key}"), {})[key] = tensor
         else:
             others[name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")] = tensor
     if not pieces:

@@ -18,6 +18,7 @@ from ..combine import Formed
 from ..layers import CONV, EMBEDDING
 from ..recipe import RECIPES, Recipe, everywhere, unscaled
 from ..sites import Site
+from ..sizes import values_of_lora
 from .base import Method, Piece, Tensors, input_dropout, named_recipe, sites_of, taken, transposed
 from .config import patterned
 from .lowrank import lycoris_config, lycoris_scale
@@ -238,13 +239,13 @@ class SHiRA(Method):
     settings = ("r", "mask_type", "random_seed")
 
     def recipe(self, config, pieces):
-        return variant("shira", "bhardwaj2024shira", Sparse, scale=unscaled)
+        return variant("shira", "bhardwaj2024shira", Sparse, size=values_of_lora)
 
     def read(self, site, tensors, shared, config):
         only_linear(site, "SHiRA")
         values, indices = (taken(tensors, key, site) for key in self.keys)
         places, order = (indices[0].long() * site.shape[1] + indices[1].long()).sort()
-        return Piece(len(values), 1.0, {"values": values[order], "places": places})
+        return Piece(config.get("r", 32), 1.0, {"values": values[order], "places": places})
 
     def accepts(self, adapter):
         return plain(adapter, Sparse)
@@ -271,7 +272,7 @@ class FourierFT(Method):
     settings = ("n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed")
 
     def recipe(self, config, pieces):
-        return variant("fourierft", "gao2024fourierft", Fourier, scale=unscaled)
+        return variant("fourierft-peft", "gao2024fourierft", Fourier, scale=unscaled)  # whose size is that of the file
 
     def read(self, site, tensors, shared, config):
         only_linear(site, "FourierFT")

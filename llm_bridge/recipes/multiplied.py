@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lowrank_sp.parameterizations import BlockRotation, Butterfly, EtherPlus, Householder
 
-from ..multiplicative import Identity, Multiplied, one
+from ..multiplicative import Identity, Multiplied, MultipliedScaled, one
 from ..recipe import register
 from ..sizes import block_count, block_side, butterfly_side, even
 from .basic import LORA
@@ -30,7 +30,15 @@ BOFT = register(
         form=Butterfly.of(2),
         size=butterfly_side,
         note="Two butterfly factors, with blocks of the rank or the next side that fits; form=Butterfly.of(k) has k. "
-        "Without the scale of the outputs that the code of PEFT trains beside.",
+        "Without the factors of the outputs that 'boft-scaled' has.",
+    )
+)
+BOFT_SCALED = register(
+    BOFT.but(
+        "boft-scaled",
+        covers=("P95",),
+        combine=MultipliedScaled(),
+        note="As 'boft', with the factor of every output that the published code trains.",
     )
 )
 HRA = register(

@@ -8,7 +8,8 @@ from typing import Any
 from lowrank_sp.parameterizations import BSLoRA, Core, NoLA, RandLoRA, RaSA, TiedLoRA, VeRA
 
 from ..bank import VectorBank
-from ..recipe import Recipe, by_block, by_shape, by_type, everywhere, register, unscaled
+from ..multiplicative import one
+from ..recipe import Recipe, by_block, by_shape, by_type, everywhere, register
 from ..sites import Site, find_sites, layer_index
 from ..starts import ByArray, Constant, Fan, Normal, SubtractedByArray, VanishingZeros
 from .basic import LORA
@@ -79,9 +80,7 @@ TIED_LORA = register(
         cite="renduchintala2024tied",
         covers=("P62",),
         form=TiedLoRA,
-        init=ByArray(
-            (("scales", Constant(0.0)), ("left", Fan(-1)), ("values", Constant(1.0)), ("right", Fan(-2)))
-        ),
+        init=ByArray((("scales", Constant(0.0)), ("left", Fan(-1)), ("values", Constant(1.0)), ("right", Fan(-2)))),
         shares=(("left", by_type), ("right", by_type)),
         note="All four arrays train; the configurations with fixed ones are trains=(...).",
     )
@@ -121,11 +120,9 @@ VB_LORA = register(
         cite="li2024vblora",
         covers=("P65",),
         form=VectorBank,
-        init=SubtractedByArray(
-            (("left_logits", Normal(0.1)), ("right_logits", Normal(0.1)), ("bank", Normal(0.02)))
-        ),
+        init=SubtractedByArray((("left_logits", Normal(0.1)), ("right_logits", Normal(0.1)), ("bank", Normal(0.02)))),
         shares=(("bank", by_bank),),
-        scale=unscaled,
+        scale=one,
         note="Reconstructed. The source does not start at the pretrained model; here the start is subtracted. Layers "
         "whose pieces differ in length have banks of their own.",
     )
@@ -182,9 +179,7 @@ RANDLORA = register(
         cite="albert2025randlora",
         covers=("P53", "I26"),
         form=RandLoRA,
-        init=ByArray(
-            (("scales", Fan(-1)), ("values", Constant(0.0)), ("shared", Normal()), ("bases", Fan(-3, 2.0)))
-        ),
+        init=ByArray((("scales", Fan(-1)), ("values", Constant(0.0)), ("shared", Normal()), ("bases", Fan(-3, 2.0)))),
         shares=(("shared", by_shorter_side), ("bases", by_shorter_side)),
         note="Bases for the whole of the shorter side; form=RandLoRA.of(1024) bounds them as the survey does. The "
         "factor 2 / sqrt(number of bases) is in the bases.",

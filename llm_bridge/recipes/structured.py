@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lowrank_sp.parameterizations import (
+    SVD,
     BlockDiagonal,
     BlockGrid,
     Core,
@@ -10,6 +11,7 @@ from lowrank_sp.parameterizations import (
     DiagonalCore,
     Fourier,
     FrozenCore,
+    FrozenRight,
     FrozenValues,
     GroupedSquare,
     Hadamard,
@@ -30,8 +32,9 @@ from lowrank_sp.parameterizations import (
 from lowrank_sp.rules import Shrinkage
 
 from ..combine import Formed
+from ..miss import Shards
 from ..recipe import register
-from ..sizes import Fitting, Times, half, shorter_side, square, values_of_lora
+from ..sizes import Fitting, Times, half, shorter_side, single, square, values_of_lora
 from ..starts import (
     ByArray,
     ColumnsOfWeight,
@@ -70,6 +73,15 @@ DYNAMIC = register(
         move=Shrinkage(0.01),
         note="The l1 penalty on the gates is a proximal step, so that gates become exactly zero; its weight, 0.01, is "
         "chosen here.",
+    )
+)
+SVD_FORM = register(
+    LORA.but(
+        "svd",
+        cite="survey2026sp",
+        covers=("P26",),
+        form=SVD,
+        note="Outer factors that stay orthonormal by retraction, and a diagonal core that starts at zero.",
     )
 )
 LORA_XS = register(
@@ -142,9 +154,7 @@ LOHA = register(
         cite="hyeonwoo2022fedpara",
         covers=("P46",),
         form=Hadamard,
-        init=ByArray(
-            (("left", Normal(0.1)), ("right", Normal()), ("left2", Constant(0.0)), ("right2", Normal()))
-        ),
+        init=ByArray((("left", Normal(0.1)), ("right", Normal()), ("left2", Constant(0.0)), ("right2", Normal()))),
         note="Twice the parameters of LoRA at equal rank. Starts as the published code does.",
     )
 )
@@ -154,7 +164,7 @@ KRONA = register(
         cite="edalati2022krona",
         covers=("P48",),
         form=Kronecker,
-        size=Fitting(Kronecker.of(1, 1)),
+        size=single,
         note="One Kronecker product, whose factors are as square as the sides of the layer allow; the rank only "
         "enters the scale.",
     )
@@ -250,6 +260,16 @@ MORA = register(
 )
 MORA_ROTATED = register(
     MORA.but("mora-rotated", covers=("P54",), form=RotatedSquare, note="With rotations between the groups.")
+)
+
+MISS = register(
+    LORA.but(
+        "miss",
+        cite="kang2024miss",
+        form=FrozenRight,
+        init=Shards(),
+        note="A trained matrix after sums over groups of inputs: half the parameters of LoRA. Not in the surveys.",
+    )
 )
 
 # supports ----------------------------------------------------------------------------------------------------
@@ -356,4 +376,3 @@ LORAN = register(
         note="Reconstructed: z + a z sin(w z) of the product, with a = 0.5 and w = 100, which are chosen here.",
     )
 )
-

@@ -53,8 +53,8 @@ LOTR = register(
         cite="bershatsky2024lotr",
         covers=("P74",),
         shares=(("left", by_shape), ("right", by_shape)),
-        note="Tucker-2: a core for every layer. The algebra of 'denselora', shared by shape; FacT-TT as published, with "
-        "the layers in the middle of the train, is the same again.",
+        note="Tucker-2: a core for every layer. The algebra of 'denselora', shared by shape; FacT-TT as published, "
+        "with the layers in the middle of the train, is the same again.",
     )
 )
 FACT_TK = register(
@@ -91,4 +91,3 @@ METATT = register(
         note="Reconstructed: outputs - blocks - types of layers - inputs; one outer core for every size.",
     )
 )
-

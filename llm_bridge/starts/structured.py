@@ -246,7 +246,7 @@ class ColumnsOfWeight(Start):
 
     def __call__(self, site):
         point, weight = VanishingZeros()(site), site.weight()
-        u, s, v = dominant_svd(weight, min(site.rank, *site.shape), site.rng)
+        _, s, v = dominant_svd(weight, min(site.rank, *site.shape), site.rng)
         left_over = weight.square().sum(0) - (v * s).square().sum(1)
         chosen = left_over.argsort(descending=True)[: point.columns.shape[-1]].sort().values
         return _replaced(point, "columns", chosen.cpu().numpy())

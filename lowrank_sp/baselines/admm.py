@@ -71,7 +71,7 @@ class Absolute(DataTerm):
             raise ValueError(f"{name} runs one problem at a time, got a batch of {point.batch_shape}")
         return point.to(SVD)
 
-    def proximal(self, problem, unit, values, penalty):
+    def proximal(self, problem: Any, unit, values, penalty):
         weight = problem.pursuit_weight() if self.weight is None else self.weight
         return problem.data + soften(values - problem.data, weight / penalty)
 
@@ -212,8 +212,8 @@ def RobustADMM(
 ) -> AlternatingDirections:
     """``min ||W||_* + weight ||W - A||_1`` over the known entries of a `RobustPCA`.
 
-    The program of `PCP`, which needs no rank and no share of outliers, with a penalty that adapts. Parameters as for `Absolute` and
-    `AlternatingDirections`. The recorded loss is that of the problem, which this method does not minimise.
+    The program of `PCP`, which needs no rank and no share of outliers, with a penalty that adapts. Parameters as for
+    `Absolute` and `AlternatingDirections`. The recorded loss is that of the problem, which this does not minimise.
 
     Source: :cite:`candes2011rpca`; :cite:`boyd2011admm`.
     """

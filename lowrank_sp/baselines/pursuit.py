@@ -55,10 +55,10 @@ class Pursuit(Solver):
         weight = problem.pursuit_weight() if self.weight is None else self.weight
         return State(point, residual, problem.loss(residual), None, (0 * problem.data, penalty, weight))
 
-    def step(self, problem, state):
+    def step(self, problem: Any, state):
         multiplier, penalty, weight = state.memory
-        threshold = problem.masked(weight / penalty)  # an unknown entry may be anything at no cost
-        sparse = soften(problem.data - state.point.dense() + multiplier / penalty, threshold)
+        gap = problem.data - state.point.dense() + multiplier / penalty
+        sparse = gap - problem.masked(gap - soften(gap, weight / penalty))  # unknown entries cost nothing
         wide = _leading(problem.data - sparse + multiplier / penalty, state.point, self.rank)
         point = shrink(wide, 1 / penalty)
         gap = problem.data - point.dense() - sparse

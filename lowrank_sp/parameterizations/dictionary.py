@@ -98,7 +98,7 @@ def _combined(weights: Array, bases: Array) -> Array:
 @covers("P53")
 @factorization
 class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
-    """W = sum_i diag(g_i) A diag(d_i) B_i^H with fixed random A and B_i, or its transpose for tall matrices.
+    """W = sum_i diag(g_i) A diag(d_i) B_i^H with fixed random A and B_i, or its transpose unless W is wide.
 
     Parameters
     ----------
@@ -115,10 +115,10 @@ class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
     -----
     The size of this form is the rank r of a basis. There are ``N = ceil(min(s, limit) / r)`` of them, so that W
     can have the rank min(s, limit); ``RandLoRA.of(limit)`` is the form with a limit, and the parameters are ``N
-    (s + r)``; the published code takes one N for all layers, that of the largest. A matrix with more rows than
-    columns has the transposed form, so that the long vectors are the fixed ones. The factor ``2 / sqrt(N)`` of
-    the published method is left to the scale of the adapter. Applied through one thin side of N r columns: no
-    array of N outputs is formed.
+    (s + r)``; the published code takes one N for all layers, that of the largest. A matrix with no fewer rows than
+    columns has the transposed form, so that the long vectors are the fixed ones, as in the published code. The
+    factor ``2 / sqrt(N)`` of the published method is left to the scale of the adapter. Applied through one thin
+    side of N r columns: no array of N outputs is formed.
     Source: :cite:`albert2025randlora`; equations (31) and (32) of :cite:`he2026unified`.
 
     Examples
@@ -151,7 +151,7 @@ class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
     @classmethod
     def for_shape(cls, shape):
         limit = cls.settings[0] if cls.settings else None
-        return cls._oriented(limit, shape[0] > shape[1])
+        return cls._oriented(limit, shape[0] >= shape[1])
 
     @property
     def _tall(self) -> bool:

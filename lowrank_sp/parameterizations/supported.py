@@ -7,7 +7,7 @@ from typing import Any
 from .. import xp
 from ..coverage import covers
 from ..factors import ByFactor, Configured, factorization
-from ..indexing import draw
+from ..indexing import draw, scatter
 from ..spaces import FIXED, FLAT
 from .bm import BurerMonteiro, whole_product
 from .sided import SidedSum, Unconvertible
@@ -89,7 +89,9 @@ class LowRankPlusPlaced(ByFactor, Unconvertible, Configured):
         return whole_product(self)
 
     def dense(self):
-        return self.low_rank().dense() + self.sparse().dense()
+        m, n = self.shape
+        grid = scatter(self.values, self.places, m * n)
+        return self.left @ xp.adjoint(self.right) + grid.reshape(*grid.shape[:-1], m, n)
 
     def apply(self, x):
         return self.low_rank().apply(x) + self.sparse().apply(x)

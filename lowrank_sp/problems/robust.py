@@ -170,7 +170,7 @@ def _known(matrix: Any) -> tuple[Array, Any]:
         matrix = as_array(matrix)
     elif is_sparse(matrix):
         matrix = _spread(matrix)
-    array = matrix if xp.is_torch(matrix) else np.asarray(matrix)
+    array: Any = matrix if xp.is_torch(matrix) else np.asarray(matrix)
     if not (xp.is_torch(array) or array.dtype.kind in "fc"):
         return as_data(array, "matrix", 2), None
     unknown = xp.namespace(array).isnan(array)

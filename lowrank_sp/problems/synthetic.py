@@ -16,6 +16,7 @@ from .hankel import HankelCompletion
 from .robust import RobustPCA, RobustSensing, keep_largest
 from .sampling import add_noise, cover, noise_like, sample_positions
 from .sensing import MatrixSensing
+from .synthetic_structured import block, hadamard
 from .synthetic_tensor import (
     low_tensor,
     orthogonal_tensor,
@@ -28,9 +29,11 @@ from .synthetic_tensor import (
 from .tomography import tomography
 
 __all__ = [
+    "block",
     "completion",
     "factorization",
     "gaussian_ensemble",
+    "hadamard",
     "hankel",
     "low_rank",
     "low_tensor",

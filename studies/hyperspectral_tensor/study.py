@@ -76,7 +76,7 @@ def _picture(cell: Cell, cube: np.ndarray, track: Track) -> dict[str, Any]:
     rows, cols = (k.ravel() for k in np.indices((side, side)))
     part = (rows, cols, np.full(rows.shape, band))
     where = part if track.mode is None else split.flat(track.mode, part)[:2]
-    recovered = split.estimate(track.point.entries(*where), part)
+    recovered = split.estimate(track.point.entries(*where), part)  # pyright: ignore[reportAttributeAccessIssue]
     seen = np.zeros((side, side), int)
     for i, j, k in split.parts[:2]:
         seen[i[k == band], j[k == band]] = 1

@@ -56,7 +56,7 @@ def _images(rows: Sequence[Row]) -> Figure:
         ax.plot([0, top], [0, top], color="#8a8f98", linewidth=1)
         ax.scatter(row["lora"], row["localized"], s=14, alpha=0.7)
         share = np.mean(np.array(row["localized"]) < np.array(row["lora"]))
-        ax.set_title(f"{row['source']}: Localized nearer on {share:.0%}", fontsize=10)
+        ax.set_title(f"{row['source']}: nearer on {share:.0%}", fontsize=10)
         ax.set(
             xlabel="relative error, LoRA",
             ylabel="Localized LoRA",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -47,7 +49,8 @@ def test_a_changed_singular_value_changes_only_that(mlp):
 @pytest.mark.covers("P32", "I11")
 def test_triangular_frame(mlp):
     own, weight = adapter(mlp, "loldu", rank=12)
-    p, lower, upper = scipy.linalg.lu(weight)
+    triple: Any = scipy.linalg.lu(weight)
+    p, lower, upper = triple
     assert np.allclose(own.left.numpy(), p @ lower, atol=1e-5)
     rebuilt = own.left.numpy() @ np.diag(np.diag(upper)) @ own.right.numpy().T
     assert np.allclose(rebuilt, weight, atol=1e-5)

@@ -17,7 +17,7 @@ CELL = {
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    masks = ("20 %", "60 %", "text", "blocks")
+    masks = ("20 %", "60 %", "lines", "blocks")
     cells = [{**CELL, "image": "brick", "mask": mask, "method": method} for mask in masks for method in METHODS]
     return [{**cell, **study.run(cell)} for cell in cells]
 

@@ -31,19 +31,20 @@ def test_every_claim_is_evaluated(monkeypatch):
     found = study.measures(rows)
     for claim in config.claims:
         assert np.isfinite(found[claim.measure]).all(), claim.id
-    assert max(found["cp_over_means_entries"]) < 1
+    assert min(found["cp_over_means_entries"]) < 0.5  # with 60 % of the entries
     assert set(study.figures(rows)) == {"prediction", "compression"}
     assert all(study.tables(rows).values())
 
 
 @pytest.mark.covers("S14")
-def test_cp_grows_to_the_rank_of_the_tensor_and_predicts_down_to_the_noise():
+def test_cp_grows_past_the_rank_of_the_tensor_and_predicts_what_is_hidden():
     split = Split(toy(noise=0.02), "entries", 0.6, seed=0)
     track = Track(split)
-    grow_rank(track, (1e-3,), most_rank=5, most_iter=30, patience=3)
-    # Two components, and one number for every pair that the means take away: a matrix that a few more fit.
-    assert track.point.rank >= 2
-    assert track.error < 0.06
+    grow_rank(track, (1e-3,), most_rank=6, most_iter=40, patience=3)
+    means = split.errors(lambda i, _j, _k: np.zeros(i.shape))[1]
+    # Two components, and the means that were taken away: a matrix of antigens and receptors that takes a few more.
+    assert track.point.rank > 2
+    assert track.error < 0.1 * means
     assert track.least <= track.error
 
 

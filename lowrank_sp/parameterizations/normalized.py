@@ -39,6 +39,7 @@ class DeLoRA(Sided, Unconvertible):
 
     Examples
     --------
+    >>> import numpy as np
     >>> point = DeLoRA(np.array([[3.0], [4.0]]), np.array([[2.0]]), np.array([5.0]), np.array([1.0]))
     >>> point.dense().tolist()
     [[3.0], [4.0]]

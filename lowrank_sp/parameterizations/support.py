@@ -58,6 +58,13 @@ def largest_support(scores: Any, count: int) -> np.ndarray:
     return np.sort(np.argpartition(flat, -int(count), -1)[..., -int(count) :], -1)
 
 
+def values_at(g: Any, places: Array, width: int) -> Array:
+    """The entries of a matrix with so many columns, or of anything with ``@``, at places ``row width + col``."""
+    if is_array(g):
+        return gather(g.reshape(*g.shape[:-2], -1), places)
+    return sample_entries(g, places // width, places % width)
+
+
 def _check_count(shape: Any, count: Any) -> None:
     if int(count) != count or not 1 <= count <= shape[0] * shape[1]:
         raise ValueError(f"count must be an integer from 1 to {shape[0] * shape[1]}, got {count}")
@@ -162,9 +169,7 @@ class Sparse(Arraywise, Multilinear, Configured):
     def partial(self, index, g):
         if index == 1:
             return zeros(self.places)
-        if is_array(g):
-            return gather(g.reshape(*g.shape[:-2], -1), self.places)
-        return sample_entries(g, self.places // self.shape[1], self.places % self.shape[1])
+        return values_at(g, self.places, self.shape[1])
 
     def pullback(self, g):
         return type(self)(self.partial(0, g), zeros(self.places))

@@ -10,8 +10,8 @@ from ..factors import ByFactor, Configured, factorization
 from ..indexing import draw, scatter
 from ..spaces import FIXED, FLAT
 from .bm import BurerMonteiro, whole_product
-from .sided import SidedSum, Unconvertible
-from .support import Sparse
+from .sided import SidedSum, Unconvertible, zeros
+from .support import Sparse, values_at
 
 __all__ = ["LowRankPlusColumns", "LowRankPlusPlaced"]
 
@@ -100,14 +100,16 @@ class LowRankPlusPlaced(ByFactor, Unconvertible, Configured):
         return self.low_rank().entries(rows, cols) + self.sparse().entries(rows, cols)
 
     def partial(self, index, g):
-        return self.low_rank().partial(index, g) if index < 2 else self.sparse().partial(index - 2, g)
+        if index < 2:
+            return self.low_rank().partial(index, g)
+        return values_at(g, self.places, self.shape[1]) if index == 2 else zeros(self.places)
 
     def pullback(self, g):
-        return type(self)(*self.low_rank().pullback(g).arrays(), *self.sparse().pullback(g).arrays())
+        return type(self)(*self.low_rank().pullback(g).arrays(), self.partial(2, g), zeros(self.places))
 
     def whiten(self, grad, damping=0.0):
-        pairs = (self.low_rank(), grad.low_rank()), (self.sparse(), grad.sparse())
-        return type(self)(*[a for own, g in pairs for a in own.whiten(g, damping).arrays()])
+        low = self.low_rank().whiten(grad.low_rank(), damping)
+        return type(self)(*low.arrays(), grad.values / (1.0 + xp.expand(damping, 1)), grad.places)
 
     def expansion(self, direction, wrt):
         orders = self.low_rank().expansion(direction.low_rank(), [i for i in wrt if i < 2])

@@ -18,6 +18,12 @@ from studies.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+# `python -m studies`, but listening to interrupts also where the tests themselves run in the background without them.
+START = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('studies', run_name='__main__', alter_sys=True)"
+)
+
 CONFIG = """
 [study]
 title = "A toy <study>"
@@ -121,8 +127,8 @@ class Toy:
         """The command line in a process group of its own, which ends with the block; errors go to a file."""
         command = [
             sys.executable,
-            "-m",
-            "studies",
+            "-c",
+            START,
             *arguments,
             "--root",
             str(self.root),

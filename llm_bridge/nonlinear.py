@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from lowrank_sp.coverage import covers
 from lowrank_sp.factors import ByFactor, MatrixFactors, factorization
+from lowrank_sp.parameterizations.outer import Outer
 
 __all__ = ["Aurora", "Bent", "Differentiated", "LoDA", "LoDAPlus"]
 
@@ -47,7 +48,7 @@ class Differentiated(ByFactor, MatrixFactors):
         raise self._refuse("expansion")
 
 
-class Bent(Differentiated):
+class Bent(Differentiated, Outer):
     """A nonlinear function of the activations, which has no matrix either."""
 
     left: Array
@@ -55,10 +56,6 @@ class Bent(Differentiated):
 
     zeros: ClassVar[tuple[str, ...]] = ("left",)
     reason: ClassVar[str] = "it is a nonlinear function of the activations, so no matrix is equal to it"
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

@@ -109,8 +109,8 @@ class Compressed(Start):
 
     Notes
     -----
-    The default is that of the published code. The source takes this as its first step; here it is subtracted at the
-    output. Its allocation of ranks is not part of the start.
+    The default is chosen here: the surveys give none. The source takes this as its first step; here it is subtracted
+    at the output. Its allocation of ranks is not part of the start.
     Source: :cite:`he2025gora`; equations (107)-(109) of :cite:`he2026unified`.
     """
 

@@ -9,6 +9,7 @@ import numpy as np
 from .. import kernels, xp
 from ..coverage import covers
 from ..factors import ByFactor, Gauged, MatrixFactors, Multilinear, factorization
+from .outer import Outer
 
 __all__ = ["BurerMonteiro", "SymmetricBurerMonteiro"]
 
@@ -45,7 +46,7 @@ def _pairwise(a: Array, b: Array) -> Array:
 
 @covers("P01")
 @factorization
-class BurerMonteiro(Multilinear, MatrixFactors, Gauged):
+class BurerMonteiro(Multilinear, Outer, Gauged):
     """W = X Y^H, the factorization of Burer and Monteiro; LoRA without its scale.
 
     Parameters
@@ -72,10 +73,6 @@ class BurerMonteiro(Multilinear, MatrixFactors, Gauged):
     right: Array
 
     thin = True
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

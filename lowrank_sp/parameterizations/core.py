@@ -8,15 +8,16 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Gauged, MatrixFactors, Multilinear, factorization
+from ..factors import Gauged, Multilinear, factorization
 from .bm import resized, sampled_product
+from .outer import Outer
 
 __all__ = ["Core", "CoreImage", "DiagonalCore", "WithCore", "WithValues", "orthonormal_core", "whiten_core"]
 
 Array = Any
 
 
-class CoreImage(MatrixFactors):
+class CoreImage(Outer):
     """The matrix ``left core right^H``, whatever its differential."""
 
     left: Array
@@ -25,10 +26,6 @@ class CoreImage(MatrixFactors):
 
     zeros = ("core",)
     thin = True
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):
@@ -100,7 +97,7 @@ def whiten_core(p: Array, q: Array, g: Array, damping: Any) -> Array:
     return up @ ((xp.adjoint(up) @ g @ uq) / backend.maximum(shifted, floor)) @ xp.adjoint(uq)
 
 
-class WithValues(Multilinear, MatrixFactors):
+class WithValues(Multilinear, Outer):
     """``left diag(values) right^H``, wherever the factors live."""
 
     left: Array
@@ -110,10 +107,6 @@ class WithValues(Multilinear, MatrixFactors):
     ndims = (2, 1, 2)
     zeros = ("values",)
     thin = True
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

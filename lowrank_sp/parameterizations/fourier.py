@@ -8,12 +8,12 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Configured, Multilinear, factorization
+from ..factors import Multilinear, factorization
 from ..indexing import beside, draw, gather, scatter
 from ..rearrange import is_array
 from ..spaces import FIXED, FLAT
 from .bm import whole_product
-from .sided import Arraywise, divide, shape_of, zeros
+from .sided import Arraywise, OfShape, divide, zeros
 
 __all__ = ["Fourier"]
 
@@ -28,7 +28,7 @@ def _half_plane(m: int, n: int) -> np.ndarray:
 
 @covers("P69")
 @factorization
-class Fourier(Arraywise, Multilinear, Configured):
+class Fourier(Arraywise, Multilinear, OfShape):
     """W_ij = sum_k c_k cos(2 pi (u_k i / m + v_k j / n)) / sqrt(m n): FourierFT.
 
     Parameters
@@ -63,15 +63,6 @@ class Fourier(Arraywise, Multilinear, Configured):
     spaces = (FLAT, FIXED)
     zeros = ("values",)
     universal = False
-
-    @classmethod
-    def for_shape(cls, shape):
-        m, n = (int(k) for k in shape)
-        return cls.configured(f"Fourier{m}x{n}", m, n)
-
-    @property
-    def shape(self):
-        return shape_of(type(self))
 
     @property
     def rank(self):

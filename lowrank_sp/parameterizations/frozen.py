@@ -10,6 +10,7 @@ from ..factors import Multilinear, factorization
 from ..spaces import FIXED, FLAT, STIEFEL
 from .bm import resized, thin_svd
 from .core import orthonormal_core, whiten_core
+from .outer import Outer
 from .sided import Sided
 
 __all__ = ["FrozenCore", "FrozenRight", "FrozenValues"]
@@ -29,7 +30,7 @@ def _orthonormal(names: tuple[str, ...], shape: Any, rank: int, rng: Any, batch:
 
 @covers("P03")
 @factorization
-class FrozenRight(Sided, Multilinear):
+class FrozenRight(Sided, Multilinear, Outer):
     """W = X A^H with a fixed A: LoRA-FA.
 
     Parameters
@@ -56,10 +57,6 @@ class FrozenRight(Sided, Multilinear):
     spaces = (FLAT, FIXED)
     sides = (0, 1)
     zeros = ("left",)
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):
@@ -90,7 +87,7 @@ class FrozenRight(Sided, Multilinear):
 
 @covers("P05", "P33", "P34")
 @factorization
-class FrozenCore(Sided, Multilinear):
+class FrozenCore(Sided, Multilinear, Outer):
     """W = U C V^H with fixed U, V: LoRA-XS, LoRA-SB, the late phase of LaMDA, the core tuning of NLoRA.
 
     Parameters
@@ -125,10 +122,6 @@ class FrozenCore(Sided, Multilinear):
     zeros = ("core",)
 
     @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
-
-    @property
     def rank(self):
         return min(*self.core.shape[-2:], *self.shape)
 
@@ -156,7 +149,7 @@ class FrozenCore(Sided, Multilinear):
 
 @covers("P31", "P32")
 @factorization
-class FrozenValues(Sided, Multilinear):
+class FrozenValues(Sided, Multilinear, Outer):
     """W = U diag(s) V^H with fixed U, V: SVFit and SVFT on the singular vectors, LoLDU on triangular factors.
 
     Parameters
@@ -188,10 +181,6 @@ class FrozenValues(Sided, Multilinear):
     spaces = (FIXED, FLAT, FIXED)
     sides = (0, 0, 1)
     zeros = ("values",)
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

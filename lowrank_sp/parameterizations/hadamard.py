@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Gauged, MatrixFactors, Multilinear, factorization
+from ..factors import Gauged, Multilinear, factorization
 from .bm import resized, sampled_product, whole_product
+from .outer import Outer
 
 __all__ = ["Hadamard", "khatri_rao"]
 
@@ -24,7 +25,7 @@ def khatri_rao(a: Array, b: Array) -> Array:
 
 @covers("P46")
 @factorization
-class Hadamard(Multilinear, MatrixFactors, Gauged):
+class Hadamard(Multilinear, Outer, Gauged):
     """W = (X1 Y1^H) o (X2 Y2^H), the form of FedPara and LoHa.
 
     Parameters
@@ -55,10 +56,6 @@ class Hadamard(Multilinear, MatrixFactors, Gauged):
     right: Array
     left2: Array
     right2: Array
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

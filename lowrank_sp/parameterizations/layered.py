@@ -9,6 +9,7 @@ from ..coverage import covers
 from ..factors import Multilinear, factorization
 from .core import whiten_core
 from .kronecker import largest_divisor
+from .outer import Outer
 from .sided import Sided, Unconvertible
 
 __all__ = ["CoreChain", "HeadCP", "MixedCore", "TrainSlice"]
@@ -48,7 +49,7 @@ class _Mixture(Sided, Unconvertible):
 
 @covers("P73")
 @factorization
-class MixedCore(_Mixture):
+class MixedCore(_Mixture, Outer):
     """W = X (sum_k w_k G_k) Y^H: one layer of a Tucker tensor with cores in all three modes, FacT-TK.
 
     Parameters
@@ -81,10 +82,6 @@ class MixedCore(_Mixture):
     ndims = (2, 3, 1, 2)
     sides = (0, 0, 0, 1)
     zeros = ("weights",)
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):
@@ -198,7 +195,7 @@ class TrainSlice(_Mixture):
 
 @covers("P78")
 @factorization
-class CoreChain(Sided, Multilinear, Unconvertible):
+class CoreChain(Sided, Multilinear, Unconvertible, Outer):
     """W = X C D Y^H: one matrix of a tensor train over outputs, layers, types of modules and inputs, MetaTT.
 
     Parameters
@@ -231,10 +228,6 @@ class CoreChain(Sided, Multilinear, Unconvertible):
 
     sides = (0, 0, 0, 1)
     zeros = ("left",)
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

@@ -12,6 +12,7 @@ from ..spaces import FIXED, FLAT
 from .bm import BurerMonteiro, whole_product
 from .frozen import FrozenCore
 from .kronecker import largest_divisor
+from .outer import Outer
 from .sided import Arraywise, Sided, Unconvertible
 
 __all__ = ["MatrixTrain", "Nested"]
@@ -21,7 +22,7 @@ Array = Any
 
 @covers("P35")
 @factorization
-class Nested(Sided, Multilinear, Unconvertible, Configured, Gauged):
+class Nested(Sided, Multilinear, Unconvertible, Configured, Gauged, Outer):
     """W = U (A B^H) V^H with fixed U and V: the inner adapter of nested NoRA.
 
     Parameters
@@ -60,10 +61,6 @@ class Nested(Sided, Multilinear, Unconvertible, Configured, Gauged):
         if int(inner) != inner or inner < 1:
             raise ValueError(f"inner must be a positive integer, got {inner}")
         return cls.configured(f"Nested{int(inner)}", int(inner))
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

@@ -9,6 +9,7 @@ from ..coverage import covers
 from ..factors import factorization
 from ..spaces import FIXED, FLAT
 from .bm import BurerMonteiro
+from .outer import Outer
 from .sided import Sided, Unconvertible, divide
 
 __all__ = ["DeLoRA"]
@@ -18,7 +19,7 @@ Array = Any
 
 @covers("P92", "D45")
 @factorization
-class DeLoRA(Sided, Unconvertible):
+class DeLoRA(Sided, Unconvertible, Outer):
     """W = (l / r) sum_i x_i y_i^H diag(w) / (|x_i| |y_i|): directions, and a strength apart from them.
 
     Parameters
@@ -55,10 +56,6 @@ class DeLoRA(Sided, Unconvertible):
     sides = (0, 1, 0, 1)
     zeros = ("strength",)
     polynomial = False
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

@@ -8,6 +8,7 @@ from .. import xp
 from ..coverage import covers
 from ..factors import Configured, factorization
 from .bm import resized
+from .outer import Outer
 from .sided import SidedSum
 
 __all__ = ["BSLoRA", "RaSA"]
@@ -28,7 +29,7 @@ def _extended(a: Array, size: int) -> Array:
 
 @covers("P63")
 @factorization
-class RaSA(SidedSum, Configured):
+class RaSA(SidedSum, Configured, Outer):
     """W = [B_L, B_S] diag(d) [A_L, A_S]^H with the pools B_S and A_S that all layers of a type share.
 
     Parameters
@@ -71,10 +72,6 @@ class RaSA(SidedSum, Configured):
             if int(k) != k or k < 1:
                 raise ValueError(f"{name} must be a positive integer, got {k}")
         return cls.configured(f"RaSA{int(pooled)}of{int(layers)}", int(pooled), int(layers))
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):
@@ -130,7 +127,7 @@ class RaSA(SidedSum, Configured):
 
 @covers("P64")
 @factorization
-class BSLoRA(SidedSum, Configured):
+class BSLoRA(SidedSum, Configured, Outer):
     """W = X Y^H + (P Q^H)[:m, :n] + (S T^H)[:m, :n]: local, intra-layer and inter-layer factors of Bi-Share LoRA.
 
     Parameters
@@ -174,10 +171,6 @@ class BSLoRA(SidedSum, Configured):
         if int(rows) != rows or int(cols) != cols or min(rows, cols) < 1:
             raise ValueError(f"rows and cols must be positive integers, got {rows}, {cols}")
         return cls.configured(f"BSLoRA{int(rows)}x{int(cols)}", int(rows), int(cols))
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

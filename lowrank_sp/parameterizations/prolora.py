@@ -7,6 +7,7 @@ from typing import Any
 from .. import xp
 from ..coverage import covers
 from ..factors import Configured, factorization
+from .outer import Outer
 from .sided import SidedSum, Unconvertible
 
 __all__ = ["ProLoRA"]
@@ -16,7 +17,7 @@ Array = Any
 
 @covers("P66")
 @factorization
-class ProLoRA(SidedSum, Unconvertible, Configured):
+class ProLoRA(SidedSum, Unconvertible, Configured, Outer):
     """W = X Y^H + T(B) T(A)^H, where T stacks P copies of a chunk, each with its columns rotated further.
 
     Parameters
@@ -60,10 +61,6 @@ class ProLoRA(SidedSum, Unconvertible, Configured):
     @property
     def _copies(self) -> int:
         return (type(self).settings or (2, 1))[0]
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

@@ -9,6 +9,7 @@ from ..coverage import covers
 from ..factors import Multilinear, factorization
 from ..spaces import FIXED, FLAT
 from .bm import resized
+from .outer import Outer
 from .sided import Sided, Unconvertible, divide
 
 __all__ = ["TiedLoRA", "VeRA"]
@@ -16,7 +17,7 @@ __all__ = ["TiedLoRA", "VeRA"]
 Array = Any
 
 
-class _Scaled(Sided, Multilinear):
+class _Scaled(Sided, Multilinear, Outer):
     """``diag(b) B diag(d) A^H``; the subclass says which of the four arrays move."""
 
     scales: Array
@@ -27,10 +28,6 @@ class _Scaled(Sided, Multilinear):
     ndims = (1, 2, 1, 2)
     sides = (0, 0, 0, 1)
     zeros = ("scales",)
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

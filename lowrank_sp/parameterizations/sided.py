@@ -10,7 +10,7 @@ from ..factors import ByFactor, Configured, MatrixFactors
 from ..spaces import FIXED
 from .bm import BurerMonteiro, sampled_product
 
-__all__ = ["Arraywise", "Sided", "SidedSum", "Unconvertible", "divide", "shape_of", "zeros"]
+__all__ = ["Arraywise", "OfShape", "Sided", "SidedSum", "Unconvertible", "divide", "shape_of", "zeros"]
 
 Array = Any
 
@@ -36,6 +36,19 @@ def shape_of(form: type[Configured]) -> tuple[int, int]:
     if not form.settings:
         raise TypeError(f"{form.__name__} has no shape; points belong to {form.__name__}.for_shape((m, n))")
     return form.settings
+
+
+class OfShape(Configured):
+    """A form whose shape is a setting, because its arrays do not tell it."""
+
+    @classmethod
+    def for_shape(cls, shape):
+        m, n = (int(k) for k in shape)
+        return cls.configured(f"{cls._base().__name__}{m}x{n}", m, n)
+
+    @property
+    def shape(self):
+        return shape_of(type(self))
 
 
 class Unconvertible(MatrixFactors):

@@ -8,10 +8,11 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import ByFactor, Configured, Gauged, MatrixFactors, factorization
+from ..factors import ByFactor, Configured, Gauged, factorization
 from ..operators import Pattern, SampledMatrix
 from ..rearrange import locate, sample_entries
 from .bm import BurerMonteiro, resized, sampled_product, whole_product
+from .outer import Outer
 
 __all__ = ["LowRankPlusSparse", "Support"]
 
@@ -89,7 +90,7 @@ def _diagonal(shape: tuple[int, int]) -> Support:
 
 @covers("P51")
 @factorization
-class LowRankPlusSparse(ByFactor, MatrixFactors, Configured, Gauged):
+class LowRankPlusSparse(ByFactor, Outer, Configured, Gauged):
     """W = X Y^H + S with S sparse: RoSA. The support of S is fixed, its values are free.
 
     Parameters
@@ -148,10 +149,6 @@ class LowRankPlusSparse(ByFactor, MatrixFactors, Configured, Gauged):
     @property
     def support(self) -> Support:
         return self.support_for(self.shape)
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

@@ -9,12 +9,12 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Configured, Multilinear, factorization
+from ..factors import Multilinear, factorization
 from ..indexing import beside, gather, scatter
 from ..rearrange import is_array
 from ..spaces import FIXED, FLAT
 from .bm import BurerMonteiro, whole_product
-from .sided import Arraywise, divide, shape_of, zeros
+from .sided import Arraywise, OfShape, divide, zeros
 
 __all__ = ["GroupedSquare", "RotatedSquare", "square_size"]
 
@@ -158,7 +158,7 @@ def _indicator(index: Array, like: Array) -> Array:
 
 @covers("P54")
 @factorization
-class RotatedSquare(Arraywise, Multilinear, Configured):
+class RotatedSquare(Arraywise, Multilinear, OfShape):
     """Blocks ``M R_b`` with one M and fixed rotations R_b: MoRA with decoupled groups and rotations.
 
     Parameters
@@ -185,15 +185,6 @@ class RotatedSquare(Arraywise, Multilinear, Configured):
 
     zeros = ("square",)
     universal = False
-
-    @classmethod
-    def for_shape(cls, shape):
-        m, n = (int(k) for k in shape)
-        return cls.configured(f"RotatedSquare{m}x{n}", m, n)
-
-    @property
-    def shape(self):
-        return shape_of(type(self))
 
     @property
     def rank(self):

@@ -8,13 +8,13 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Configured, Multilinear, factorization
+from ..factors import Multilinear, factorization
 from ..indexing import beside, draw, gather, scatter
 from ..operators import Pattern
 from ..rearrange import is_array, sample_entries
 from ..spaces import FIXED, FLAT
 from .bm import whole_product
-from .sided import Arraywise, shape_of, zeros
+from .sided import Arraywise, OfShape, zeros
 
 __all__ = ["Sparse", "column_support", "largest_support", "uniform_support"]
 
@@ -72,7 +72,7 @@ def _check_count(shape: Any, count: Any) -> None:
 
 @covers("P52")
 @factorization
-class Sparse(Arraywise, Multilinear, Configured):
+class Sparse(Arraywise, Multilinear, OfShape):
     """W has free values at fixed places, and zeros elsewhere: SHiRA.
 
     Parameters
@@ -102,15 +102,6 @@ class Sparse(Arraywise, Multilinear, Configured):
     spaces = (FLAT, FIXED)
     zeros = ("values",)
     universal = False
-
-    @classmethod
-    def for_shape(cls, shape):
-        m, n = (int(k) for k in shape)
-        return cls.configured(f"Sparse{m}x{n}", m, n)
-
-    @property
-    def shape(self):
-        return shape_of(type(self))
 
     @property
     def rank(self):

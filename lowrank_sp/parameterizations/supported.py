@@ -10,6 +10,7 @@ from ..factors import ByFactor, Configured, factorization
 from ..indexing import draw, scatter
 from ..spaces import FIXED, FLAT
 from .bm import BurerMonteiro, whole_product
+from .outer import Outer
 from .sided import SidedSum, Unconvertible, zeros
 from .support import Sparse, values_at
 
@@ -20,7 +21,7 @@ Array = Any
 
 @covers("P51", "P115")
 @factorization
-class LowRankPlusPlaced(ByFactor, Unconvertible, Configured):
+class LowRankPlusPlaced(ByFactor, Unconvertible, Configured, Outer):
     """W = X Y^H + S with free values of S at fixed places: RoSA, and SLTrain's layer as an update.
 
     Parameters
@@ -58,10 +59,6 @@ class LowRankPlusPlaced(ByFactor, Unconvertible, Configured):
         if not share > 0:
             raise ValueError(f"share must be positive, got {share}")
         return cls.configured(f"LowRankPlusPlaced{float(share):g}", float(share))
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):
@@ -121,7 +118,7 @@ class LowRankPlusPlaced(ByFactor, Unconvertible, Configured):
 
 @covers("P105", "P115")
 @factorization
-class LowRankPlusColumns(SidedSum, Unconvertible, Configured):
+class LowRankPlusColumns(SidedSum, Unconvertible, Configured, Outer):
     """W = X Y^H with some of its columns free besides: the linear part of LOST's layer, as an update.
 
     Parameters
@@ -161,10 +158,6 @@ class LowRankPlusColumns(SidedSum, Unconvertible, Configured):
         if not share > 0:
             raise ValueError(f"share must be positive, got {share}")
         return cls.configured(f"LowRankPlusColumns{float(share):g}", float(share))
-
-    @property
-    def shape(self):
-        return self.left.shape[-2], self.right.shape[-2]
 
     @property
     def rank(self):

@@ -67,5 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _together() -> int:
+    """`main`; processes that were launched together also take leave together, so that none is left waiting."""
+    status = main()
+    distributed = sys.modules.get("torch.distributed")
+    if status == 0 and distributed is not None and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+    return status
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_together())

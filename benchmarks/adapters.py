@@ -23,22 +23,24 @@ from typing import Any
 
 import torch
 from common import table, write_rows
-from models import LAYERS, clone, llama, tokens
-from torch import Tensor, nn
+from torch import nn
 
 import llm_bridge as lb
+from llm_bridge.recipes.shared import rasa_of
+from studies.overhead.models import LAYERS, clone, llama, tokens
+from studies.overhead.step import Step
 
 COMMAND = "python benchmarks/adapters.py"
 Method = Callable[[nn.Module], nn.Module]
 
 
-def ours(name: str, dropout: float = 0.0, recipe: Any = None) -> Method:
+def ours(name: str, dropout: float = 0.0, recipe: Any = None, rank: int = 8) -> Method:
     """One of our recipes; data-driven starts see one batch."""
 
     def attach(model):
         chosen = lb.recipe(recipe or name)
         batch = [tokens(model)] if chosen.init.needs else None
-        return lb.adapt(model, chosen, rank=8, dropout=dropout, calibration=batch)
+        return lb.adapt(model, chosen, rank=rank, dropout=dropout, calibration=batch)
 
     return attach
 
@@ -65,12 +67,28 @@ PEERS: dict[str, Method] = {
     "olora": peft("Lora", r=8, lora_alpha=8, init_lora_weights="olora"),
     "adalora": peft("AdaLora", init_r=8, target_r=4, lora_alpha=8, total_step=10**6),
     "hira": peft("Hira", r=8),
-    "vera": peft("Vera", r=256),
+    "vera": peft("Vera", r=8),
     "loha": peft("LoHa", r=8, alpha=8),
+    "loha r4": peft("LoHa", r=4, alpha=4),  # the parameters of LoRA
     "lokr": peft("LoKr", r=8, alpha=8),
     "gralora": peft("GraLora", r=8, gralora_k=2),
-    "randlora": peft("RandLora", r=32),
+    "delora": peft("Delora", r=8),
+    "vera r256": peft("Vera", r=256),
+    "randlora": peft("RandLora", r=8),
+    "randlora r32": peft("RandLora", r=32),
+    "fourierft": peft("FourierFT", n_frequency=1000),
+    "oft": peft("OFT", r=0, oft_block_size=8),
+    "oft r32": peft("OFT", r=0, oft_block_size=32),
+    "boft": peft("BOFT", boft_block_size=8, boft_n_butterfly_factor=2),
+    "boft r4": peft("BOFT", boft_block_size=4, boft_n_butterfly_factor=2),
+    "hra": peft("HRA", r=8),
+    "shira": peft("Shira", r=8),
 }
+# our recipes at other ranks than 8, by the name that the benchmark gives them
+RANKS = {
+    "vera r256": ("vera", 256), "denselora r64": ("denselora", 64), "randlora r32": ("randlora", 32),
+    "oft r32": ("oft", 32), "boft r4": ("boft", 4),
+}  # fmt: skip
 
 
 def methods(names: list[str]) -> dict[str, Method]:
@@ -78,6 +96,9 @@ def methods(names: list[str]) -> dict[str, Method]:
     extra = {
         "lora dropout 0.1": ours("lora", dropout=0.1),
         "dora recompute": ours("dora recompute", recipe=_recomputing()),
+        "loha r4": ours("loha", rank=4),
+        "rasa of the model": lambda model: lb.adapt(model, rasa_of(model), rank=8),
+        **{name: ours(recipe, rank=rank) for name, (recipe, rank) in RANKS.items()},
     }
     found: dict[str, Method] = {"frozen": lambda model: model.requires_grad_(False)}
     for name in [*lb.recipes(), *extra]:
@@ -91,68 +112,6 @@ def methods(names: list[str]) -> dict[str, Method]:
 
 def _recomputing() -> lb.Recipe:
     return lb.recipe("dora").but("dora recompute", combine=lb.MagnitudeDirection(recompute=True))
-
-
-class Step:
-    """A training step of one model: forward, backward and AdamW, timed and weighed."""
-
-    def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
-        self.model, self.batch = model.train(), batch
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.trainable = sum(p.numel() for p in trained)
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
-        self.cuda = next(model.parameters()).is_cuda
-
-    def __call__(self) -> None:
-        self.loss().backward()
-        if self.optimizer is not None:
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-
-    def loss(self) -> Tensor:
-        """Of the next token, through input embeddings that ask for a gradient, so that the floor has a backward."""
-        embedded = self.model.get_input_embeddings()(self.batch["input_ids"]).detach().requires_grad_()
-        labels, mask = self.batch["input_ids"], self.batch["attention_mask"]
-        return self.model(inputs_embeds=embedded, attention_mask=mask, labels=labels, use_cache=False).loss
-
-    def seconds(self) -> float:
-        """Of one step: process time on a CPU, elapsed time between events on a GPU."""
-        if not self.cuda:
-            begin = time.process_time()
-            self()
-            return time.process_time() - begin
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        self()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    def saved(self) -> int:
-        """Bytes of the distinct storages that autograd keeps for backward, without parameters and buffers."""
-        own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.loss()
-        total = sum(kept.values())
-        loss.backward()
-        self.model.zero_grad(set_to_none=True)
-        return total
-
-    def peak(self) -> int | None:
-        """Most bytes allocated on the GPU in a step; None on a CPU."""
-        if not self.cuda:
-            return None
-        torch.cuda.reset_peak_memory_stats()
-        self()
-        return torch.cuda.max_memory_allocated()
 
 
 def step_cost(device: str, rounds: int, names: list[str]) -> list[dict[str, Any]]:
@@ -214,7 +173,49 @@ def life_cost(device: str, rounds: int, names: list[str]) -> list[dict[str, Any]
                 "recipe": name, "moment": moment, "ours_s": mine, "peft_s": theirs, "peft_over_ours": theirs / mine,
                 "device": device,
             })  # fmt: skip
+    if not names or "lora" in names:
+        rows.append({"recipe": "lora", **_combination_cost(device, rounds), "device": device})
     return rows
+
+
+def _combination_cost(device: str, rounds: int, width: int = 2048, rank: int = 16) -> dict[str, Any]:
+    """Seconds to add up two adapters of one layer, exactly; PEFT by the singular values of the formed sum."""
+    samples = [_combined_once(device, width, rank, round_) for round_ in range(min(rounds, 5))]
+    ours, theirs = (statistics.median(sample[who] for sample in samples) for who in ("ours", "peft"))
+    moment = f"combine two of rank {rank}, width {width}"
+    return {"moment": moment, "ours_s": ours, "peft_s": theirs, "peft_over_ours": theirs / ours}
+
+
+def _combined_once(device: str, width: int, rank: int, seed: int) -> dict[str, float]:
+    import peft as library
+
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Linear(width, width, bias=False, device=device)).requires_grad_(False)
+    mine, names, weights = clone(layers), ["one", "two"], [0.7, 0.3]
+    config = library.LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"], init_lora_weights=False)
+    other: Any = library.get_peft_model(clone(layers), config, "one")
+    other.add_adapter("two", config)
+    for name in names:
+        lb.adapt(mine, "lora", rank=rank, targets=["0"], name=name)
+        source: Any = other.base_model.model[0]
+        adapter: Any = lb.adapted(mine)["0"].adapter(name)
+        adapter.left.data.copy_(source.lora_B[name].weight)
+        adapter.right.data.copy_(source.lora_A[name].weight.mT)
+    seconds: dict[str, float] = {}
+    _timed(lambda: lb.combine(mine, names, weights), seconds, "ours")
+    _timed(lambda: other.add_weighted_adapter(names, weights, "mix", "svd", 2 * rank), seconds, "peft")
+    _same_update(mine, other)
+    return seconds
+
+
+def _same_update(mine: nn.Module, other: Any) -> None:
+    """Two costs are worth comparing only for the same result."""
+    layer = other.base_model.model[0]
+    ours = lb.adapted(mine)["0"].adapter("mix").update()
+    theirs = layer.scaling["mix"] * layer.lora_B["mix"].weight @ layer.lora_A["mix"].weight
+    gap = float((ours - theirs).norm() / theirs.norm())
+    if gap > 1e-4:
+        raise RuntimeError(f"the combined updates differ by {gap:.1e}")
 
 
 def _timed(function: Callable[[], Any], into: dict[str, float], moment: str) -> Any:

@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from common import table, write_rows
-from models import LAYERS
 from torch import Tensor, nn
 
 import llm_bridge as lb
+from studies.overhead.models import LAYERS
 
 COMMAND = "python benchmarks/optimizers.py"
 RECIPES = (

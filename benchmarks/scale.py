@@ -29,6 +29,8 @@ from lowrank_sp import kernels
 
 RANK = 10
 PER_ROW = 100
+WRONG = 0.02
+ROBUST = lr.ScaledGD()
 CHUNK = 20_000  # rows generated at a time
 
 
@@ -65,6 +67,16 @@ def instance(entries: int, seed: int = 0) -> lr.MatrixCompletion:
     return lr.MatrixCompletion(rows[:end], cols[:end], data[:end], (m, n), truth)
 
 
+def corrupted(problem: lr.MatrixCompletion, seed: int = 0) -> lr.RobustCompletion:
+    """The same entries, two in a hundred of them wrong by ten standard deviations."""
+    rng = np.random.default_rng(seed)
+    values = problem.values
+    wrong = rng.random(values.size) < WRONG
+    values[wrong] += 10 * values.std() * rng.standard_normal(int(wrong.sum()))
+    places = problem.pattern
+    return lr.RobustCompletion(places.rows, places.cols, values, problem.shape, 2 * WRONG, 1.0, problem.truth)
+
+
 def peak() -> float:
     """GiB that this process has held at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -81,7 +93,10 @@ def measure(entries: int, iterations: int) -> list[dict[str, Any]]:
     start = lr.inits.spectral(problem, lr.BurerMonteiro, RANK)
     begun = time.perf_counter() - tick
     rows = []
-    for solver in (lr.ALS(), lr.ScaledCG()):
+    for solver in (lr.ALS(), lr.ScaledCG(), ROBUST):
+        if solver is ROBUST:
+            problem = corrupted(problem)
+            start = lr.inits.spectral(problem, lr.BurerMonteiro, RANK)
         history = lr.solve(problem, start, solver, max_iter=iterations, tol=0).history
         steps = np.diff(history["seconds"])
         rows.append(
@@ -90,7 +105,7 @@ def measure(entries: int, iterations: int) -> list[dict[str, Any]]:
                 "nominal": entries,
                 "shape": list(problem.shape),
                 "rank": RANK,
-                "solver": solver.name,
+                "solver": "robust ScaledGD" if solver is ROBUST else solver.name,
                 "threads": kernels.threads(),
                 "build_seconds": built,
                 "start_seconds": begun,

@@ -3,16 +3,37 @@
 from . import recipes as _registered  # noqa: F401
 from . import starts
 from .adapter import Adapted, Adapter
+from .allocate import ranks_by_importance, ranks_by_variance
 from .calibrate import collect, importance, most_important
 from .checkpoint import describe, load, save
 from .combine import Additive, Combine, Formed, MagnitudeDirection, TimesBase
+from .costs import Cheaper
+from .experts import balancing
 from .export import export_lora
 from .finetune import FinetuneResult, finetune
 from .inject import adapt, adapted, drop, setups, unload
 from .interchange import load_peft, save_peft
 from .life import MergeReport, activate, disable, merge, route, unmerge
+from .loftq import LoftQReport, loftq
 from .noise import InputDropout, ModuleDropout, Noise, RankDropout
 from .optimizer import LowRankOptimizer, optimizer
+from .paths import close_paths, open_paths
+from .policies import (
+    Budget,
+    Growing,
+    HardConcreteGates,
+    Importance,
+    NestedRanks,
+    NormShare,
+    Pruning,
+    RankPolicy,
+    SelectionWeights,
+    Sensitivity,
+    adalora,
+    dynamic_components,
+    with_leading_ranks,
+)
+from .quantizers import NormalFloat, Quantizer, Uniform
 from .recipe import (
     RECIPES,
     Recipe,
@@ -30,6 +51,26 @@ from .recipe import (
 from .recipes import Heads, per_head
 from .sites import Site, find_sites
 from .starts import Default, Principal, Start, StartSite
+from .steps import (
+    Beside,
+    Companion,
+    DeltaLoRA,
+    InWeights,
+    Keep,
+    Phases,
+    PrivateSteps,
+    RestartReport,
+    Restarts,
+    SharpnessAware,
+    TaskDirections,
+    ZerothOrder,
+    chain_of_lora,
+    forget,
+    jagged,
+    periodic_lora,
+    relora,
+    xgblora,
+)
 from .summary import SiteSummary, Summary, summary
 from .trainer import optimizer_factory, without_gradient
 from .training.options import FinetuneOptions
@@ -43,56 +84,96 @@ __all__ = [
     "Adapted",
     "Adapter",
     "Additive",
+    "Beside",
+    "Budget",
+    "Cheaper",
     "Combine",
-    "Formed",
+    "Companion",
     "Default",
+    "DeltaLoRA",
     "FinetuneOptions",
     "FinetuneResult",
+    "Formed",
+    "Growing",
+    "HardConcreteGates",
     "Heads",
+    "Importance",
+    "InWeights",
     "InputDropout",
+    "Keep",
+    "LoftQReport",
     "LowRankOptimizer",
     "MagnitudeDirection",
     "MergeReport",
     "ModuleDropout",
+    "NestedRanks",
     "Noise",
+    "NormShare",
+    "NormalFloat",
+    "Phases",
     "Principal",
+    "PrivateSteps",
+    "Pruning",
+    "Quantizer",
     "RankDropout",
+    "RankPolicy",
+    "SelectionWeights",
     "Recipe",
+    "RestartReport",
+    "Restarts",
+    "Sensitivity",
+    "SharpnessAware",
     "Site",
     "SiteSummary",
     "Start",
     "StartSite",
     "Summary",
-    "TruncationReport",
+    "TaskDirections",
     "TimesBase",
+    "TruncationReport",
+    "Uniform",
+    "ZerothOrder",
     "activate",
+    "adalora",
     "adapt",
     "adapted",
+    "balancing",
     "by_block",
     "by_shape",
     "by_type",
+    "chain_of_lora",
+    "close_paths",
     "collect",
     "combine",
     "describe",
     "disable",
     "drop",
-    "export_lora",
+    "dynamic_components",
     "everywhere",
+    "export_lora",
     "find_sites",
     "finetune",
+    "forget",
     "importance",
+    "jagged",
     "load",
     "load_peft",
+    "loftq",
     "merge",
     "most_important",
+    "open_paths",
     "optimizer",
     "optimizer_factory",
     "over_rank",
     "over_root_rank",
     "per_head",
+    "periodic_lora",
+    "ranks_by_importance",
+    "ranks_by_variance",
     "recipe",
     "recipes",
     "register",
+    "relora",
     "route",
     "save",
     "save_peft",
@@ -102,5 +183,7 @@ __all__ = [
     "unload",
     "unmerge",
     "unscaled",
+    "with_leading_ranks",
     "without_gradient",
+    "xgblora",
 ]

@@ -12,6 +12,7 @@ from lowrank_sp.factors import MatrixFactors
 from lowrank_sp.spaces import FIXED
 
 from .combine import Combine, accumulate
+from .functions import beside
 from .layers import LayerType
 from .noise import Noise
 
@@ -124,17 +125,20 @@ class Adapter(nn.Module):
         return self.form.thin
 
     def product(self) -> tuple[Tensor, Tensor]:
-        """Thin factors ``(left, right)`` of the update without its scale: ``left right^T``."""
-        left, right = self.point().product()
-        if not self.shifted:
-            return left, right
-        left0, right0 = self.start().product()
-        return torch.cat((left, -left0), -1), torch.cat((right, right0), -1)
+        """Thin factors ``(left, right)`` of the update without its scale: ``left right^T``.
+
+        With a start that is subtracted, twice the columns; exactly zero as long as nothing has moved.
+        """
+        factors = self.point().product()
+        return beside(*factors, *self.start().product()) if self.shifted else factors
 
     def update(self) -> Tensor:
         """``s F``, an array (out, in) of the type of the factors."""
-        total = sum(sign * point.dense() for sign, point in self.terms())
-        return self.scale * total
+        if self.thin and self.shifted:
+            left, right = self.product()
+            return (self.scale * left) @ right.mT
+        dense = self.point().dense()
+        return self.scale * (dense - self.start().dense() if self.shifted else dense)
 
     def row_norms(self, weight: Tensor, parameter: Tensor) -> Tensor:
         """``||w_i + s f_i||`` for every row: (out,), in at least single precision.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_sp.factors import Factors
-from lowrank_sp.rules import Rule
+from lowrank_sp.rules import Chain, Mixing, Rule, mixed
 
 from .adapter import Adapter
-from .distributed import gather, scatter_
+from .distributed import gather, placements, scatter_
+from .fused import Split, advance, descend_, kernel_takes, split
 
-__all__ = ["Bucket", "counters"]
+__all__ = ["Bucket", "Job", "blocks", "counters", "step_together"]
+
+# Bytes of factors that a rule works on at once on a processor: with gradients, moments and what it computes on the
+# way they stay in cache, and the allocator reuses their memory. Other devices want as few and large calls as can be.
+BLOCK = 4 << 20
 
 
 class Bucket:
@@ -48,6 +53,7 @@ class Bucket:
         self.trained = tuple(i for i, name in enumerate(self.form.names) if name in first.trains)
         groups = (self.form.names,) if blocks is None else blocks
         self.groups = [tuple(i for i in self.trained if self.form.names[i] in group) for group in groups]
+        self.splits = [split(rule, self.form, move, group) for group in self.groups]
         self.states: list[Any] = [None] * len(self.groups)
         self.turn = 0
 
@@ -69,24 +75,101 @@ class Bucket:
         """Whether no adapter has a gradient."""
         return all(p.grad is None for p in self.parameters(0))
 
+    @property
+    def size(self) -> int:
+        """Bytes of the factors."""
+        return len(self.adapters) * _bytes(self.adapters[0])
+
     def columns(self) -> list[list[Tensor]]:
         """For every array of the form its tensors, one for each adapter."""
         return [[getattr(adapter, name) for adapter in self.adapters] for name in self.form.names]
 
-    @torch.no_grad()
+    # one step -------------------------------------------------------------------------------------
+    @property
+    def fused(self) -> Split | None:
+        """The parts of the rule, if the arrays whose turn it is can move by one pass of Adam."""
+        moving = [getattr(self.adapters[0], self.form.names[i]) for i in self.groups[self.turn]]
+        return self.splits[self.turn] if all(map(kernel_takes, moving)) else None
+
+    @property
+    def kin(self) -> tuple[Any, ...] | None:
+        """What buckets have in common that can form their small matrices at once; None where they cannot."""
+        fused = self.splits[self.turn]
+        if fused is None or fused.mixing is None or not fused.mixing.mixes(self.form) or self.fused is None:
+            return None
+        first = self.adapters[0].point().arrays()[0]
+        return fused.mixing, self.form, first.shape[-1], first.dtype, first.device
+
+    def look(self, columns: list[list[Tensor]]) -> tuple[Any, Any]:
+        """Point and gradient of all adapters; the gradient is zero for arrays whose turn it is not."""
+        wrt = self.groups[self.turn]
+        point = self._point(columns)
+        if self.states[self.turn] is None:
+            self.states[self.turn] = self.rule.init(point)
+        grad = [_stack_grad(columns[i]) if i in wrt else 0 * a for i, a in enumerate(point.arrays())]
+        return point, self.form(*grad)
+
     def step(self, lr: Any, decay: float, loss: Any = None) -> None:
         """One step of the group of arrays whose turn it is."""
-        turn, self.turn = self.turn, (self.turn + 1) % len(self.groups)
-        wrt, columns = self.groups[turn], self.columns()
-        point = self.form(*[_stack(column) for column in columns])
-        grad = self.form(*[_stack_grad(columns[i]) if i in wrt else 0 * a for i, a in enumerate(point.arrays())])
-        if self.states[turn] is None:
-            self.states[turn] = self.rule.init(point)
-        direction, state = self.rule.update(grad, self.states[turn], point, loss)
+        fused, columns = self.fused, self.columns()
+        alone = fused is not None and fused.head is None and not fused.curved
+        if alone and self.states[self.turn] is not None and all(_own(columns[i]) for i in self.groups[self.turn]):
+            self.descend(columns, None, None, (), lr, decay)
+            return
+        point, grad = self.look(columns)
+        state, wrt = self.states[self.turn], self.groups[self.turn]
+        if fused is not None:
+            before: tuple[Any, ...] = ()
+            if fused.head is not None:
+                grad, before = fused.head.update(grad, state[: fused.position], point, loss)
+            self.descend(columns, point, grad, before, lr, decay)
+            return
+        direction, state = advance(self.rule, grad, state, point, loss)
         new = self.move(self._decayed(point, wrt, lr * decay), direction, lr, wrt)
-        self.states[turn] = self.rule.carry(state, point, new)
         for i in wrt:
             scatter_(columns[i], new.arrays()[i])
+        self._done(self.rule.carry(state, point, new))
+
+    def descend(
+        self,
+        columns: list[list[Tensor]],
+        point: Any,
+        direction: Any,
+        before: tuple[Any, ...],
+        lr: Any,
+        decay: float,
+    ) -> None:
+        """Adam on a direction, or on the gradients themselves, and the move, in one pass over what there is.
+
+        ``before`` are the states of the rules in front of Adam.
+        """
+        fused: Any = self.splits[self.turn]
+        state = self.states[self.turn]
+        count, first, second = state[fused.position] if isinstance(self.rule, Chain) else state
+        count = count + 1
+        first, second = (part.map(Tensor.contiguous) for part in (first, second))  # rows of it are written to
+        for i in self.groups[self.turn]:
+            grads = [_own_grad(t) for t in columns[i]] if direction is None else _rows(direction.arrays()[i])
+            own = _own(columns[i])
+            targets = columns[i] if own else point.arrays()[i].clone()
+            moments = [part.arrays()[i].unbind(0) for part in (first, second)]
+            lists = [columns[i] if own else _rows(targets), grads, *moments]
+            rate, shrinks = fused.rates[i], self.form.spaces[i].linear
+            descend_(fused.adam, count, lists, lr * rate, decay / rate if shrinks else 0.0)
+            if not own:
+                scatter_(columns[i], targets)
+        mine = (count, first, second)
+        state = (*before, mine, *state[fused.position + 1 :]) if isinstance(self.rule, Chain) else mine
+        if fused.curved or any(True for _ in leaves(before)):
+            state = self.rule.carry(state, point, self._point(columns))
+        self._done(state)
+
+    def _done(self, state: Any) -> None:
+        self.states[self.turn] = state
+        self.turn = (self.turn + 1) % len(self.groups)
+
+    def _point(self, columns: list[list[Tensor]]) -> Any:
+        return self.form(*[_stack(column) for column in columns])
 
     def _decayed(self, point: Factors, wrt: tuple[int, ...], amount: float) -> Factors:
         """Weight decay, decoupled from the rule; only where shrinking keeps an array in its space."""
@@ -114,7 +197,7 @@ class Bucket:
     def restack(self, parts: list[dict[str, Any]]) -> None:
         """Take back what `unstack` gave, one part for each adapter, all with the same counters."""
         self.turn = int(parts[0]["turn"])
-        point = self.form(*[_stack(column) for column in self.columns()])
+        point = self._point(self.columns())
         for turn in range(len(self.groups)):
             if not any(key.startswith(f"{turn}.") for key in parts[0]):
                 self.states[turn] = None
@@ -126,6 +209,63 @@ class Bucket:
                 column = [part[f"{turn}.{number}"].to(device) for part in parts]
                 fresh.append(torch.stack(column) if leaf.ndim else column[0].clone())
             self.states[turn] = rebuild(template, iter(fresh))
+
+
+class Job(NamedTuple):
+    """A bucket and the numbers of its parameter group."""
+
+    bucket: Bucket
+    lr: Any
+    decay: float
+
+
+@torch.no_grad()
+def step_together(jobs: Sequence[Job], loss: Any = None) -> None:
+    """One step of every bucket; buckets of one kin form their small matrices at once."""
+    for kin, wave in _waves(jobs):
+        if kin is None:
+            for bucket, lr, decay in wave:
+                bucket.step(lr, decay, loss)
+        else:
+            _step_kin(kin[0], wave)
+
+
+def _step_kin(rule: Mixing, wave: list[Job]) -> None:
+    columns = [job.bucket.columns() for job in wave]
+    looks = [job.bucket.look(column) for job, column in zip(wave, columns, strict=True)]
+    parts = [rule.products(grad, point) for point, grad in looks]
+    pairs = rule.mix(parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True))))
+    start = 0
+    for (bucket, lr, decay), column, (point, grad) in zip(wave, columns, looks, strict=True):
+        own, start = slice(start, start + len(bucket.adapters)), start + len(bucket.adapters)
+        mine = tuple(tuple(a if a is None else a[own] for a in pair) for pair in pairs)
+        bucket.descend(column, point, mixed(grad, point, mine), ((),), lr, decay)
+
+
+def _waves(jobs: Sequence[Job]) -> Iterator[tuple[Any, list[Job]]]:
+    """Jobs that go together, and their kin: on a processor no more than what stays in cache."""
+    waiting: dict[Any, list[Job]] = {}
+    for job in jobs:
+        kin = job.bucket.kin
+        wave = waiting.setdefault(kin, [])
+        full = sum(other.bucket.size for other in wave) + job.bucket.size > BLOCK
+        if wave and full and kin is not None and kin[-1].type == "cpu":
+            yield kin, wave
+            wave = waiting[kin] = []
+        wave.append(job)
+    yield from waiting.items()
+
+
+def blocks(adapters: list[Adapter]) -> list[list[Adapter]]:
+    """Equal adapters in runs of as many as are best updated at once."""
+    arrays = adapters[0].point().arrays()
+    whole = arrays[0].device.type != "cpu" or any(placements(a) is not None for a in arrays)
+    size = len(adapters) if whole else max(1, BLOCK // _bytes(adapters[0]))
+    return [adapters[start : start + size] for start in range(0, len(adapters), size)]
+
+
+def _bytes(adapter: Adapter) -> int:
+    return sum(a.numel() * a.element_size() for a in adapter.point().arrays())
 
 
 def counters(part: dict[str, Any]) -> tuple[Any, ...]:
@@ -157,6 +297,20 @@ def _stack(column: list[Tensor]) -> Tensor:
     """Tensors on a new first axis, in at least single precision."""
     stacked = gather(column)
     return stacked if stacked.dtype == torch.float64 or not stacked.is_floating_point() else stacked.float()
+
+
+def _own(column: list[Tensor]) -> bool:
+    """Whether the parameters are what a rule computes with: whole, dense, and not of less than single precision."""
+    precise = column[0].dtype in (torch.float32, torch.float64)
+    return precise and placements(column[0]) is None and all(t.is_contiguous() for t in column)
+
+
+def _rows(stack: Tensor) -> Sequence[Tensor]:
+    return stack.contiguous().unbind(0)
+
+
+def _own_grad(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous()
 
 
 def _stack_grad(column: list[Tensor]) -> Tensor:

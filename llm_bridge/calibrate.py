@@ -27,6 +27,7 @@ BUDGET = 2 << 30
 WIDTH = 2048
 
 
+@covers("O49")
 def collect(
     model: nn.Module, sites: list[Site], start: Start, calibration: Any, rank: int = 64, progress: bool = True
 ) -> dict[str, Any]:

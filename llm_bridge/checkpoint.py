@@ -17,7 +17,7 @@ from .adapter import Adapter
 from .files import checksum, read_header, read_json, read_tensors, write_json, write_tensors
 from .fingerprint import check_base, describe_tensor, fingerprint
 from .inject import Setup, adapted, base_parameters, check_name, known, owners
-from .life import require_unmerged
+from .life import require_own_base, require_unmerged
 from .recipe import RECIPES, Recipe
 from .restore import check_finite, expected_shapes, form_at, put, restored, sites_at
 from .sites import Site
@@ -54,6 +54,7 @@ def save(model: nn.Module, path: str | Path, name: str = "default", metadata: Ma
     """
     setup = known(model, name)
     require_unmerged(model)
+    require_own_base(model, name)
     layers = {p: layer.adapter(name) for p, layer in adapted(model).items() if name in layer.names()}
     sites = sites_at(model, layers, "the model")
     shared = owners(sites, setup, layers)

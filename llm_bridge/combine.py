@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowrank_sp.coverage import covers
 
-from .functions import outer
+from .functions import beside, outer
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -98,7 +98,10 @@ class TimesBase(Combine):
     """
 
     def forward(self, kind, layer, x, adapter):
-        return _formed(self, kind, layer, x, adapter)
+        if not adapter.thin or adapter.shifted or _dropping(adapter, x):
+            return _formed(self, kind, layer, x, adapter)
+        rows, factors, scale = _thin(kind, layer, x, kind.rows(layer, x), adapter)
+        return kind.restore(layer, x, kind.times(layer, rows, factors, scale))
 
     def meet(self, weight, update, extras):
         return torch.addcmul(weight, weight, update)
@@ -157,9 +160,11 @@ def accumulate(kind: LayerType, layer: Any, x: Any, rows: Any, out: Tensor, adap
     seen = adapter.noise.input(x, adapter.training)
     rows = rows if seen is x else kind.rows(layer, seen)
     scale = adapter.scale * adapter.noise.gate(adapter.training)
-    for sign, point in adapter.terms():
-        out = out + (sign * scale) * kind.apply(layer, rows, point).to(out.dtype)
-    return out
+    if not adapter.shifted:
+        return kind.accumulate(layer, rows, out, adapter.point(), scale)
+    # The difference first: it is exactly zero as long as nothing has moved.
+    change = kind.apply(layer, rows, adapter.point()) - kind.apply(layer, rows, adapter.start())
+    return out + scale * change.to(out.dtype)
 
 
 def _thin(kind: LayerType, layer: Any, x: Any, rows: Any, adapter: Adapter) -> tuple[Any, tuple[Tensor, ...], float]:
@@ -212,7 +217,7 @@ def _image(point: Any, start: tuple[Any, ...], scale: float, keep: Tensor | None
         return scale * (point.dense() - start[0].dense() if start else point.dense())
     left, right = point.product()
     for left0, right0 in (s.product() for s in start):
-        left, right = torch.cat((left, -left0), -1), torch.cat((right, right0), -1)
+        left, right = beside(left, right, left0, right0)
         keep = None if keep is None else keep.repeat(2)
     return outer(left * scale, right if keep is None else right * keep)
 

@@ -13,7 +13,8 @@ from .interchange.base import transposed
 from .interchange.config import common_config, patterned
 from .interchange.lowrank import lora_tensors
 from .interchange.peft_format import PREFIX, trained_beside, write_folder
-from .life import active, require_unmerged
+from .life import active, require_own_base, require_unmerged
+from .paths import without_paths
 from .restore import sites_at
 from .sites import Site
 from .truncation import Thin, TruncationReport, change_of, check_rank, nearest
@@ -55,6 +56,8 @@ def export_lora(
     check_rank(rank)
     require_unmerged(model)
     names = _names(model, name)
+    for n in names:
+        require_own_base(model, n)
     parts = _parts(model, names, rank)
     saved, modules = _beside(model, names)
     ranks = {site.name: thin.left.shape[1] for site, thin in parts}
@@ -83,7 +86,7 @@ def _parts(model: nn.Module, names: list[str], rank: int | None) -> list[tuple[S
     """The nearest product of thin factors for every layer that one of the adapters changes."""
     layers = {p: layer for p, layer in adapted(model).items() if not set(names).isdisjoint(layer.names())}
     parts = []
-    for site in sites_at(model, layers, "the model"):
+    for site in without_paths(sites_at(model, layers, "the model")):
         layer = layers[site.name]
         own = [layer.adapter(n) for n in names if n in layer.names()]
         if len(own) > 1 and not all(adapter.combine.additive for adapter in own):

@@ -189,6 +189,8 @@ def _trainer(options: FinetuneOptions, model: Any, data: Tokens, held_out: Token
         ),
         callbacks=[Watch(), Finished(), Log(out / "metrics.jsonl")],
     )
+    if classify:  # heads return the mean over a batch, whatever arguments their forward takes
+        trainer.model_accepts_loss_kwargs = False
     board = _board(out) if trainer.is_world_process_zero() else None
     if board is not None:
         trainer.add_callback(board)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["add_thin", "compute_dtype", "outer", "rebuilt_linear", "rescale", "rescaled_linear"]
+__all__ = ["add_thin", "beside", "compute_dtype", "outer", "rebuilt_linear", "rescale", "rescaled_linear"]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -98,11 +98,21 @@ def add_thin(out: Tensor, x: Tensor, factors: tuple[Tensor, ...], scale: float) 
 
 
 def _beside(factors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``[L, -L_0]`` and ``[R, R_0]``."""
+    """``L`` and ``R``; with a start ``[L - L_0, L_0]`` and ``[R, R - R_0]``, which vanish where nothing moved."""
     left, right, *start = factors
     if start:
-        left, right = torch.cat((left, -start[0]), 1), torch.cat((right, start[1]), 1)
+        left, right = beside(left, right, *start)
     return left.to(dtype), right.to(dtype)
+
+
+def beside(left: Tensor, right: Tensor, left0: Tensor, right0: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of ``L R^T - L_0 R_0^T`` without cancellation: exactly zero as long as nothing has moved."""
+    return torch.cat((left - left0, left0), -1), torch.cat((right, right - right0), -1)
+
+
+def _of_left(inner: Tensor, rank: int) -> Tensor:
+    """``L^T g^T`` (r, k) from the products with both parts of `_beside`."""
+    return inner if len(inner) == rank else inner[:rank] + inner[rank:]
 
 
 class _AddThin(Function):
@@ -139,7 +149,7 @@ class _AddThin(Function):
         assert isinstance(inner, Tensor)
         of_x = (inner.mT @ wide_right.mT).to(x_dtype) if needs_x else None
         of_left = _left_gradient(channels, grad, ctx.scale, left) if needs_left and grad is not None else None
-        of_right = (inner[: right.shape[1]] @ rows.to(dtype)).mT.to(right.dtype) if needs_right else None
+        of_right = (_of_left(inner, right.shape[1]) @ rows.to(dtype)).mT.to(right.dtype) if needs_right else None
         return grad, of_x, of_left, of_right, None, None, None
 
 
@@ -238,7 +248,7 @@ class _RescaledLinear(Function):
             of_other = inner.mT @ wide_right.mT
         of_left = _left_gradient(channels[: left.shape[1]], grad, ctx.scale, left) if needs_left else None
         rows = x if other is None else other
-        of_right = (inner[: right.shape[1]] @ rows).mT.to(right.dtype) if needs_right else None
+        of_right = (_of_left(inner, right.shape[1]) @ rows).mT.to(right.dtype) if needs_right else None
         return of_x, of_other, of_vector, of_bias, of_left, of_right, None, None, None, None
 
 

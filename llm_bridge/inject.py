@@ -7,6 +7,7 @@ import warnings
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,8 @@ class Setup:
         Paths of further parameters that train with the adapter.
     originals, tuned : dict
         Their values before training, and, while another adapter is active, after it.
+    rebased : str
+        Why the weights are no longer those that the adapter was made for; empty where they are.
     """
 
     recipe: Recipe
@@ -50,6 +53,7 @@ class Setup:
     also_train: tuple[str, ...] = ()
     originals: dict[str, Tensor] = field(default_factory=dict)
     tuned: dict[str, Tensor] = field(default_factory=dict)
+    rebased: str = ""
 
 
 def setups(model: nn.Module) -> dict[str, Setup]:
@@ -159,13 +163,29 @@ def build_all(
     sites: list[Site], setup: Setup, statistics: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> dict[str, Adapter]:
     """The adapters of all sites by path, with the arrays in common that the recipe shares."""
-    adapters = {site.name: build(site, setup, (statistics or {}).get(site.name), dtype) for site in sites}
-    for (path, array), owner in owners(sites, setup, adapters).items():
+    owned = owners(sites, setup, {site.name: _outline(site, setup) for site in sites})
+    adapters = {}
+    for site in sites:
+        given = frozenset(array for path, array in owned if path == site.name)
+        adapters[site.name] = build(site, setup, (statistics or {}).get(site.name), dtype, given)
+    for (path, array), owner in owned.items():
         adapters[path].share(array, adapters[owner])
     return adapters
 
 
-def owners(sites: list[Site], setup: Setup, adapters: Mapping[str, Adapter]) -> dict[tuple[str, str], str]:
+def _outline(site: Site, setup: Setup) -> SimpleNamespace:
+    """The arrays that layers share, with their shapes alone, as this site would have them."""
+    made = setup.recipe
+    if not made.shares:
+        return SimpleNamespace()
+    form = made.form_for(site.shape, setup.ranks[site.name]).for_shape(made.combine.image(site.shape))
+    shapes = form.shapes(made.combine.image(site.shape), made.size(site.shape, setup.ranks[site.name]))
+    names = {array for array, _ in made.shares}
+    pairs = zip(form.names, shapes, strict=True)
+    return SimpleNamespace(**{name: torch.empty(shape, device="meta") for name, shape in pairs if name in names})
+
+
+def owners(sites: list[Site], setup: Setup, adapters: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """For every path and array that another site's adapter owns, the path of that one: the largest of its group."""
     found = {}
     for array, key in setup.recipe.shares:
@@ -178,8 +198,14 @@ def owners(sites: list[Site], setup: Setup, adapters: Mapping[str, Adapter]) -> 
     return found
 
 
-def build(site: Site, setup: Setup, statistic: Any = None, dtype: torch.dtype = torch.float32) -> Adapter:
-    """The adapter of one site."""
+def build(
+    site: Site,
+    setup: Setup,
+    statistic: Any = None,
+    dtype: torch.dtype = torch.float32,
+    given: frozenset[str] = frozenset(),
+) -> Adapter:
+    """The adapter of one site; the values of arrays in ``given`` do not matter, because another site has them."""
     made, rank = setup.recipe, setup.ranks[site.name]
     if site.kind.single and made.noise.on_input and setup.dropout > 0:
         raise ValueError(
@@ -193,7 +219,7 @@ def build(site: Site, setup: Setup, statistic: Any = None, dtype: torch.dtype = 
         weight = site.kind.weight(site.layer)
         full = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
         size = made.size(site.shape, rank)
-        point = made.init(StartSite(form, site.shape, size, scale, rng, lambda: full, statistic))
+        point = made.init(StartSite(form, site.shape, size, scale, rng, lambda: full, statistic, given))
         point = point.map(lambda a: a.to(weight.device, dtype) if a.is_floating_point() else a.to(weight.device))
         extras = {key: a.to(dtype) for key, a in made.combine.extras(full).items()}
     return Adapter(

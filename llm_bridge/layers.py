@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
-from .functions import add_thin, rebuilt_linear, rescale, rescaled_linear
+from lowrank_sp.parameterizations.channels import Channels
+
+from .applied import add_applied, applied
+from .channels import add_channels
+from .functions import add_thin, beside, outer, rebuilt_linear, rescale, rescaled_linear
+from .product import times_linear
 
 __all__ = [
     "CONV",
@@ -99,12 +104,24 @@ class LayerType(ABC):
         weight = build(self.weight(layer), *arrays)
         return self.run(layer, rows, weight, bias=whole)
 
+    def times(self, layer: Any, rows: Any, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:
+        """The output with ``W o (1 + scale L R^T)`` in place of ``W``."""
+
+        def build(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+            return weight + weight * outer(left * scale, right)
+
+        return self.rebuilt(layer, rows, build, factors)
+
     def add(self, layer: Any, rows: Any, out: Tensor, factors: tuple[Tensor, ...], scale: float) -> Tensor:
         """``out + scale x (R L^T - R_0 L_0^T)`` for ``(L, R)`` or ``(L, R, L_0, R_0)``; may overwrite ``out``."""
         left, right, *start = factors
         if start:
-            left, right = torch.cat((left, -start[0]), -1), torch.cat((right, start[1]), -1)
+            left, right = beside(left, right, *start)
         return self.widen(layer, self.narrow(layer, rows, right), left, out, scale)
+
+    def accumulate(self, layer: Any, rows: Any, out: Tensor, point: Any, scale: float) -> Tensor:
+        """``out + scale x F^T`` for a point of any form; may overwrite ``out``."""
+        return out + scale * self.apply(layer, rows, point).to(out.dtype)
 
     def rescaled(
         self, layer: Any, rows: Any, seen: Any, factors: tuple[Tensor, ...], scale: float, vector: Tensor
@@ -136,7 +153,7 @@ class _Dense(LayerType):
         return out.addmm_(h.to(out.dtype), left.to(out.dtype).mT, alpha=scale)
 
     def apply(self, layer, x, point):
-        return point.map(lambda a: a.to(x.dtype) if a.is_floating_point() else a).apply(x)
+        return applied(type(point), x, *point.arrays())
 
     def by_channel(self, out, vector):
         return vector.to(out.dtype)
@@ -154,6 +171,16 @@ class _Matrix(_Dense):
 
     def add(self, layer, rows, out, factors, scale):
         return add_thin(out, rows, factors, scale)
+
+    def times(self, layer, rows, factors, scale):
+        if torch.compiler.is_compiling():
+            return super().times(layer, rows, factors, scale)
+        return times_linear(rows, lambda: self.weight(layer), layer.bias, factors, scale)
+
+    def accumulate(self, layer, rows, out, point, scale):
+        form = type(point)
+        add = add_channels if issubclass(form, Channels) else add_applied
+        return add(out, rows, form, point.arrays(), scale)
 
     def rescaled(self, layer, rows, seen, factors, scale, vector):
         return rescaled_linear(rows, seen, lambda: self.weight(layer), factors, scale, vector, layer.bias)

@@ -12,7 +12,7 @@ from torch import nn
 from .adapter import Adapted, Adapter
 from .inject import adapted, base_parameters, known, setups
 
-__all__ = ["MergeReport", "activate", "disable", "merge", "require_unmerged", "route", "unmerge"]
+__all__ = ["MergeReport", "activate", "disable", "merge", "require_own_base", "require_unmerged", "route", "unmerge"]
 
 
 def activate(model: nn.Module, *names: str) -> None:
@@ -131,6 +131,16 @@ def require_unmerged(model: nn.Module) -> None:
         raise ValueError("the adapters are merged into the weights; unmerge(model) first")
 
 
+def require_own_base(model: nn.Module, name: str) -> None:
+    """Raise where the weights have changed under an adapter, so that a file of it would belong to no model."""
+    reason = known(model, name).rebased
+    if reason:
+        raise ValueError(
+            f"adapter {name!r} cannot be saved on its own: {reason}. merge(model), unload(model) and save the model "
+            "itself (save_pretrained, or its state_dict)"
+        )
+
+
 @torch.no_grad()
 def merge(model: nn.Module, safe: bool = True) -> MergeReport:
     """Put the updates of the active adapters into the weights, so that they cost nothing.
@@ -157,17 +167,30 @@ def merge(model: nn.Module, safe: bool = True) -> MergeReport:
     merged, errors = {}, {}
     for path, layer in layers.items():
         weight = layer.kind.weight(layer.base)
-        total = combined(layer, weight)
-        if safe and not torch.isfinite(total).all():
+        # In at least single precision, rounded once.
+        exact = combined(layer, weight.to(torch.promote_types(weight.dtype, torch.float32)))
+        total = exact.to(weight.dtype)
+        if safe and not _finite(total):
             raise ValueError(f"the merged weight of {path} is not finite; nothing was changed")
-        exact = combined(layer, weight.double()) if weight.dtype in (torch.float16, torch.bfloat16) else total
-        change = (exact - weight).norm()
-        errors[path] = float((total.to(exact.dtype) - exact).norm() / change) if change > 0 else 0.0
+        errors[path] = _rounding(weight, exact, total)
         merged[path] = layer.kind.stored(layer.base, total)
     for path, layer in layers.items():
         layer.original = layer.kind.replace(layer.base, merged[path])
         layer.merged = layer.active
     return MergeReport(errors)
+
+
+def _finite(matrix: torch.Tensor) -> bool:
+    """Whether all entries are: one pass over them, as a sum of finite entries hardly ever overflows."""
+    return bool(torch.isfinite(matrix.sum())) or bool(torch.isfinite(matrix).all())
+
+
+def _rounding(weight: torch.Tensor, exact: torch.Tensor, total: torch.Tensor) -> float:
+    """Norm of the rounding error of a merged weight over that of its change."""
+    if total.dtype == exact.dtype:
+        return 0.0
+    change = (exact - weight).norm()
+    return float((total.to(exact.dtype) - exact).norm() / change) if change > 0 else 0.0
 
 
 def combined(layer: Adapted, weight: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from lowrank_sp.rules import Adam, Rule, check_needs, retract
 
 from .adapter import Adapter
-from .bucket import Bucket, counters
+from .bucket import Bucket, Job, blocks, counters, step_together
 from .distributed import placements, unwrapped
+from .fused import kernel_takes
 from .inject import setups
 from .life import trained_adapters
 
@@ -54,7 +55,7 @@ def optimizer(
         If the rule cannot act on a form, naming what it needs.
     """
     model = unwrapped(model)
-    found = list(trained_adapters(model))
+    found = [entry for entry in trained_adapters(model) if any(True for _ in entry[2].parameters())]
     buckets, plain = {}, []
     for _, name, adapter in found:
         made = setups(model)[name].recipe
@@ -66,7 +67,9 @@ def optimizer(
             _check_private(adapter, made.name, made.shares)
             buckets.setdefault((*_shape_key(adapter), how), []).append(adapter)
     plain = list({id(p): p for p in plain}.values())  # once each, where layers share them
-    made_buckets = [Bucket(adapters, *key[-1], group=n) for n, (key, adapters) in enumerate(buckets.items())]
+    made_buckets = [
+        Bucket(part, *key[-1], group=n) for n, (key, whole) in enumerate(buckets.items()) for part in blocks(whole)
+    ]
     factors = {id(p) for b in made_buckets for i in range(len(b.adapters)) for p in b.parameters(i)}
     factors |= {id(p) for p in plain}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in factors]
@@ -74,7 +77,7 @@ def optimizer(
     adamw, decayed = {"lr": lr, "betas": betas, "eps": eps}, {"lr": lr, "weight_decay": weight_decay}
     groups = [
         {"role": "factors", "params": plain, **adamw, **decayed},
-        *({"role": "bucket", "params": _bucket_parameters(b), **decayed} for b in made_buckets),
+        *({"role": "bucket", "params": _group_parameters(made_buckets, n), **decayed} for n in range(len(buckets))),
         {"role": "extras", "params": [p for p in others if id(p) in extras], **adamw, "weight_decay": 0.0},
         *_other_groups([p for p in others if id(p) not in extras], adamw | {"lr": other_lr or lr}, weight_decay),
     ]
@@ -109,8 +112,8 @@ def _shape_key(adapter: Adapter) -> tuple[Any, ...]:
     return (adapter.form, adapter.trains, *((tuple(a.shape), a.dtype, a.device, placements(a)) for a in arrays))
 
 
-def _bucket_parameters(bucket: Bucket) -> list[Tensor]:
-    return [p for i in range(len(bucket.adapters)) for p in bucket.parameters(i)]
+def _group_parameters(buckets: list[Bucket], group: int) -> list[Tensor]:
+    return [p for b in buckets if b.group == group for i in range(len(b.adapters)) for p in b.parameters(i)]
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -130,7 +133,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"weight_decay must not be negative, got {group['weight_decay']}")
         self.buckets = buckets
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
-        self._adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+        self._adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)
         defaults = self._adamw.defaults
         for group in self._plain_groups():
             for key, value in defaults.items():
@@ -152,10 +155,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if turn and closure is not None:
                 loss = _evaluate(closure)
             groups = self._bucket_groups()
-            for bucket in self.buckets:
-                if turn < len(bucket.groups) and not bucket.idle:
-                    group = groups[bucket.group]
-                    bucket.step(group["lr"], group["weight_decay"], None if loss is None else loss.detach())
+            moving = [b for b in self.buckets if turn < len(b.groups) and not b.idle]
+            jobs = [Job(b, groups[b.group]["lr"], groups[b.group]["weight_decay"]) for b in moving]
+            step_together(jobs, None if loss is None else loss.detach())
             if turn == 0:
                 self._step_plain()
         return first
@@ -163,6 +165,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _step_plain(self) -> None:
         """AdamW of torch on the groups that are no buckets, with the state kept here."""
         self._adamw.param_groups, self._adamw.state = self._plain_groups(), self.state
+        for group in self._adamw.param_groups:
+            group["fused"] = all(map(_fusible, group["params"]))
         if self._adamw.param_groups:
             self._adamw.step()
 
@@ -197,6 +201,12 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 raise ValueError("the state holds nothing for some of the adapters; it is that of another model")
             fresh += _with_state(bucket, parts)
         self.buckets = fresh
+
+
+def _fusible(parameter: Tensor) -> bool:
+    """Whether torch's fused step is right for it: it takes the memory of a gradient to be in the parameter's order."""
+    grad = parameter.grad
+    return kernel_takes(parameter) and (grad is None or grad.stride() == parameter.stride())
 
 
 def _with_state(bucket: Bucket, parts: list[dict[str, Any]]) -> list[Bucket]:

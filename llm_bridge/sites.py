@@ -13,6 +13,7 @@ from torch import nn
 from .adapter import Adapted
 from .layers import LayerType, layer_type, supported_layers
 from .parts import Part, check_host, is_host, kind_of, parts
+from .paths import kind_of_path
 
 __all__ = ["Site", "Targets", "find_sites", "layer_index", "matches"]
 
@@ -105,7 +106,7 @@ def _modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _kind(module: nn.Module) -> LayerType | None:
-    return kind_of(module) or layer_type(module)
+    return kind_of(module) or kind_of_path(module) or layer_type(module)
 
 
 def _empty(targets: Targets) -> bool:

@@ -104,4 +104,5 @@ def _change(layer: Adapted, adapter: Adapter) -> torch.Tensor:
     if not isinstance(adapter.point(), Bent):
         return adapter.combine.weight(weight, adapter) - weight
     eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    return adapter.scale * adapter.point().map(lambda a: a.to(eye.dtype)).apply(eye).mT
+    parts = [sign * point.map(lambda a: a.to(eye.dtype)).apply(eye) for sign, point in adapter.terms()]
+    return adapter.scale * torch.stack(parts).sum(0).mT

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from .inject import adapted, setups
 from .life import trained_adapters
 from .optimizer import LowRankOptimizer, optimizer
 
@@ -42,16 +43,18 @@ def without_gradient(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         f"{path} ({name})"
         for path, name, adapter in trained_adapters(model)
-        if all(p.grad is None for p in adapter.parameters())
+        if any(p.requires_grad for p in adapter.parameters()) and all(p.grad is None for p in adapter.parameters())
     )
 
 
 def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a run changes, or started from: parameters that train, and all arrays of the active adapters.
+    """What a run changes, or started from: parameters that train, all arrays of the active adapters, moved weights.
 
     A subset of ``model.state_dict()``: loading it into an equally adapted model, with ``strict=False``, continues.
     """
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     for path, name, adapter in trained_adapters(model):
         names |= {f"{path}.adapters.adapter_{name}.{key}" for key in adapter.state_dict()}
+        if setups(model)[name].rebased:
+            names |= {f"{path}.base.{key}" for key in adapted(model)[path].base.state_dict()}
     return {key: value for key, value in model.state_dict().items() if key in names}

@@ -16,7 +16,7 @@ from lowrank_sp.parameterizations.bm import thin_svd
 from .adapter import Adapted, Adapter
 from .starts.spectrum import dominant_svd
 
-__all__ = ["Thin", "TruncationReport", "additive_change", "change_of", "check_rank", "nearest"]
+__all__ = ["Thin", "TruncationReport", "additive_change", "change_of", "check_rank", "nearest", "reduced", "thin_sum"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,21 @@ def thin_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[Ten
     products = [adapter.product() for adapter in adapters]
     left = [w * a.scale * left.double() for w, a, (left, _) in zip(weights, adapters, products, strict=True)]
     return torch.cat(left, -1), torch.cat([right.double() for _, right in products], -1)
+
+
+def reduced(left: Tensor, right: Tensor, tolerance: float = 1e-14) -> tuple[Tensor, Tensor]:
+    """The same product ``left right^T`` with as few columns as it needs, the singular values in both factors.
+
+    Parameters
+    ----------
+    left, right : Tensor (out, k) and (in, k)
+    tolerance : float
+        Singular values below this share of the largest are left out; one column always stays.
+    """
+    u, s, v = thin_svd(left, right)
+    kept = max(int((s > tolerance * s[0]).sum()), 1)
+    root = s[:kept].sqrt()
+    return u[:, :kept] * root, v[:, :kept] * root
 
 
 def additive_change(adapters: Sequence[Adapter], weights: Sequence[float]) -> Tensor | tuple[Tensor, Tensor]:

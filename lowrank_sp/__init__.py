@@ -27,6 +27,7 @@ from .parameterizations import (
     FrozenValues,
     GroupedSquare,
     Hadamard,
+    HierarchicalTucker,
     Householder,
     Kronecker,
     LoKr,
@@ -57,6 +58,7 @@ from .problems import (
     PauliEnsemble,
     QuadraticEnsemble,
     RankOneEnsemble,
+    RobustCompletion,
     RobustPCA,
     RobustSensing,
     RobustTensorPCA,
@@ -66,7 +68,7 @@ from .problems import (
     TensorSensing,
     synthetic,
 )
-from .recover import Separation, complete, factorize, phase_retrieval, robust_pca, sense, tomography
+from .recover import complete, factorize, phase_retrieval, sense, tomography
 from .recover_tensor import (
     TensorSeparation,
     complete_tensor,
@@ -78,6 +80,7 @@ from .result import Result, Status
 from .reweighted import MatrixIRLS
 from .rules import RULES
 from .rules.step import Backtracking, BarzilaiBorwein, Constant, ExactLineSearch, Geometric, Polyak
+from .separate import Separation, robust_pca, robust_sense
 from .solve import solve
 from .solvers import (
     ALS,
@@ -133,6 +136,7 @@ __all__ = [
     "Geometric",
     "GroupedSquare",
     "Hadamard",
+    "HierarchicalTucker",
     "HankelCompletion",
     "Householder",
     "Kronecker",
@@ -161,6 +165,7 @@ __all__ = [
     "Result",
     "RiemannianCG",
     "RiemannianGD",
+    "RobustCompletion",
     "RobustPCA",
     "RobustSensing",
     "RobustTensorPCA",
@@ -196,6 +201,7 @@ __all__ = [
     "pca",
     "phase_retrieval",
     "robust_pca",
+    "robust_sense",
     "robust_tensor_pca",
     "sense",
     "sense_tensor",

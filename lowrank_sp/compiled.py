@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["sampled", "sweep"]
+__all__ = ["largest", "sampled", "sweep"]
 
 # Reassociation lets the compiler use vector instructions; NaN and infinity keep their meaning.
 OPTIONS = {"nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
@@ -40,6 +40,15 @@ def sampled(left, right, rows, cols, out, low, high):
             total += left[i, k] * right[j, k]
         out[e] = total
     return True
+
+
+@kernel
+def largest(indptr, values, keep, out, low, high):
+    """Lines ``low`` to ``high``: the value number ``keep[i]`` of each, from the largest down."""
+    for i in range(low, high):
+        count = indptr[i + 1] - indptr[i]
+        if count:
+            out[i] = np.partition(values[indptr[i] : indptr[i + 1]], count - keep[i])[count - keep[i]]
 
 
 @kernel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +14,7 @@ from .descent import AlternatingLeastSquares
 from .factors import Factors
 from .parameterizations import BurerMonteiro
 from .problems import MatrixCompletion
-from .result import Result, join
+from .result import Result, Status, join
 from .reweighted import MatrixIRLS
 from .solve import solve
 from .solvers import ALS
@@ -36,6 +37,8 @@ RIDGES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SWEEPS = 20
 # The ladder ends where the held-out error is this many times its least.
 WORSE = 1.2
+# A singular value is found when it is this many times the residual: a smaller one may be wrong altogether.
+RESOLVED = 100.0
 
 
 class Stalled:
@@ -111,7 +114,11 @@ def fitting_als(problem: MatrixCompletion, rank: int) -> AlternatingLeastSquares
 def complete_exactly_or_robustly(
     problem: MatrixCompletion, rank: int, max_iter: int, tol: float, validation: float
 ) -> Result:
-    """ALS; where it does not meet the data, MatrixIRLS; where neither does, ALS with a validated ridge."""
+    """ALS; where it does not meet the data, MatrixIRLS; where neither does, ALS with a validated ridge.
+
+    Data that are met to ``tol`` leave singular values open that are no larger than the residual: for those
+    MatrixIRLS goes on to working precision.
+    """
     start = inits.spectral(problem, BurerMonteiro, rank)
     if problem.data.ndim > 1:
         result = solve(problem, start, ALS(), max_iter, tol)
@@ -126,8 +133,42 @@ def complete_exactly_or_robustly(
         if gap <= met:
             if not stages[-1].success and most < max_iter:  # on its way, only slowly
                 stages.append(solve(problem, stages[-1].point, solver, max_iter - most, tol))
-            return join(stages, " -> ".join(words))
+            return _resolved(problem, start, stages, words, max_iter, tol)
     return _noisy(problem, stages, words, max_iter, tol, validation)
+
+
+def least_share(point: Any) -> float:
+    """The last singular value of a thin product, relative to the norm of all."""
+    left, right = point.product()
+    backend = xp.namespace(left)
+    core = backend.linalg.qr(left)[1] @ xp.adjoint(backend.linalg.qr(right)[1])
+    s = xp.to_numpy(xp.namespace(core).linalg.svd(core)[1])
+    return float(s[-1] / (np.linalg.norm(s) or 1.0))
+
+
+def _resolved(
+    problem: MatrixCompletion, start: Factors, stages: list[Result], words: list[str], max_iter: int, tol: float
+) -> Result:
+    """The last stage if its residual resolves all its singular values or is coarse by request; else MatrixIRLS too."""
+    gap, least = misfit(problem, stages[-1].point), least_share(stages[-1].point)
+    if least > RESOLVED * gap or tol > MET or not gap:
+        return join(stages, " -> ".join(words))
+    words.append(f"which leaves singular values of a relative {RESOLVED * gap:.1e} open")
+    # From the start: a point that meets the data otherwise than the truth does is a trap, not a start.
+    finer = solve(problem, start, MatrixIRLS(), max_iter, 0.0, callback=Stalled(0.0))
+    after = misfit(problem, finer.point)
+    words.append(f"MatrixIRLS to a relative residual of {after:.1e}")
+    spent = 0.0
+    if after < gap:
+        exact = after <= 50 * xp.eps(problem.data)
+        stages.append(finer if finer.success or not exact else replace(finer, status=Status.PRECISION))
+    else:
+        words[-1] += ", not taken"
+        spent = float(finer.history["seconds"][-1])
+    least = least_share(stages[-1].point)
+    if least <= RESOLVED * min(gap, after):
+        words.append(f"the last singular value, a relative {least:.1e}, is not found: the rank may be smaller")
+    return join(stages, " -> ".join(words), spent)
 
 
 def _noisy(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["WORK", "available", "sampled", "sweep", "threads"]
+__all__ = ["WORK", "available", "largest", "sampled", "sweep", "threads"]
 
 # Entries times rank from which a compiled loop is used. Loading numba costs about half a second once, and a
 # fresh installation compiles for a few seconds once; below this a whole solve takes less than that.
@@ -72,6 +72,25 @@ def sampled(left: np.ndarray, right: np.ndarray, rows: np.ndarray, cols: np.ndar
     return out
 
 
+def largest(indptr: np.ndarray, values: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """The value number ``keep[i]``, from the largest down, of ``values[indptr[i]:indptr[i + 1]]``; zero for no values.
+
+    By partition: linear in the number of values. ``keep`` is at least one where there are values.
+    """
+    from . import compiled
+
+    out = np.zeros(keep.shape[0], dtype=values.dtype)
+    _parallel(compiled.largest, (indptr, values, keep, out), _even_cuts(indptr))
+    return out
+
+
+def _even_cuts(indptr: np.ndarray) -> np.ndarray:
+    """Ranges of rows with equal numbers of entries, one for each thread."""
+    cuts = np.searchsorted(indptr, np.linspace(0, indptr[-1], threads() + 1))
+    cuts[0], cuts[-1] = 0, indptr.shape[0] - 1
+    return cuts
+
+
 def sweep(
     indptr: np.ndarray,
     cols: np.ndarray,
@@ -104,10 +123,7 @@ def sweep(
     block, other = np.ascontiguousarray(block), np.ascontiguousarray(other)
     change, gradient = np.empty_like(block), np.empty_like(block)
     roots = np.empty(0, dtype=block.dtype) if roots is None else roots
-    # Ranges of rows with equal numbers of entries.
-    cuts = np.searchsorted(indptr, np.linspace(0, indptr[-1], threads() + 1))
-    cuts[0], cuts[-1] = 0, block.shape[0]
     # The floor of `xp.solve_psd`: ten machine epsilons of the mean eigenvalue.
     scalars = kind(ridge), kind(10.0 * float(info.eps)), kind(float(info.tiny) ** 0.5)
-    _parallel(compiled.sweep, (indptr, cols, data, roots, block, other, *scalars, change, gradient), cuts)
+    _parallel(compiled.sweep, (indptr, cols, data, roots, block, other, *scalars, change, gradient), _even_cuts(indptr))
     return change, gradient

@@ -11,11 +11,20 @@ from .escalate import Stalled, held_out_error, split
 from .inits.sketch import truncated_svd
 from .parameterizations import BurerMonteiro
 from .problems import MatrixCompletion, MatrixFactorization, MatrixSensing
+from .problems.checks import check_rank
 from .result import Result
 from .solve import solve
 from .solvers import ALS, PrecGD
 
-__all__ = ["is_auto", "rank_by_gap", "rank_by_noise_edge", "rank_of_completion", "rank_of_matrix", "rank_of_sensing"]
+__all__ = [
+    "given",
+    "is_auto",
+    "rank_by_gap",
+    "rank_by_noise_edge",
+    "rank_of_completion",
+    "rank_of_matrix",
+    "rank_of_sensing",
+]
 
 Array = Any
 
@@ -36,6 +45,12 @@ def is_auto(rank: Any) -> bool:
     if isinstance(rank, str) and rank != "auto":
         raise ValueError(f'rank must be an integer or "auto", got {rank!r}')
     return isinstance(rank, str)
+
+
+def given(rank: Any, problem: Any) -> tuple[int, str]:
+    """A rank that the caller gave, checked."""
+    rank = check_rank(rank, problem.shape)
+    return rank, f"rank {rank} as given"
 
 
 def rank_by_gap(values: Any) -> int:

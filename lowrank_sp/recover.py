@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from . import inits, xp
-from .baselines import PCP
+from . import inits
 from .escalate import complete_exactly_or_robustly
-from .parameterizations import SVD, BurerMonteiro, SymmetricBurerMonteiro
-from .problems import MatrixCompletion, MatrixFactorization, MatrixSensing, QuadraticEnsemble, RobustPCA
-from .problems.checks import as_data, check_rank
+from .parameterizations import BurerMonteiro, SymmetricBurerMonteiro
+from .problems import MatrixCompletion, MatrixFactorization, MatrixSensing, QuadraticEnsemble
+from .problems.checks import as_data
 from .problems.tomography import PauliEnsemble, normalized
-from .ranks import is_auto, rank_by_gap, rank_of_completion, rank_of_matrix, rank_of_sensing
-from .result import Result, join
+from .ranks import given, is_auto, rank_of_completion, rank_of_matrix, rank_of_sensing
+from .result import Result, explained
 from .solve import solve
-from .solvers import ALS, AltScaledGD, ScaledCG
+from .solvers import AltScaledGD, ScaledCG
 
-__all__ = ["Separation", "complete", "factorize", "phase_retrieval", "robust_pca", "sense", "tomography"]
-
-# What robust_pca calls an outlier: an entry of the residual this many standard deviations of the rest from zero,
-# and at least this share of the root mean square of W.
-DEVIATIONS, RELATIVE = 5.0, 1e-3
-# Where the first step fails much stands out. What is trimmed must leave so many known entries per degree of freedom.
-LEFT = 2.5
+__all__ = ["complete", "factorize", "phase_retrieval", "sense", "tomography"]
 
 
 def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e-10, seed: Any = 0) -> Result:
@@ -41,10 +32,10 @@ def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e
     True
     """
     problem = MatrixFactorization(target)
-    rank, why = rank_of_matrix(problem) if is_auto(rank) else _given(rank, problem)
+    rank, why = rank_of_matrix(problem) if is_auto(rank) else given(rank, problem)
     start = inits.spectral(problem, BurerMonteiro, rank, seed=seed)
     result = solve(problem, start, AltScaledGD(), max_iter, tol)
-    return _explained(result, why, "BurerMonteiro, randomized SVD -> AltScaledGD")
+    return explained(result, why, "BurerMonteiro, randomized SVD -> AltScaledGD")
 
 
 def sense(
@@ -61,11 +52,9 @@ def sense(
     spectrum of an over-parameterized fit.
     """
     problem = MatrixSensing(operator, measurements, shape)
-    rank, why = rank_of_sensing(problem) if is_auto(rank) else _given(rank, problem)
+    rank, why = rank_of_sensing(problem) if is_auto(rank) else given(rank, problem)
     start = inits.spectral(problem, BurerMonteiro, rank)
-    return _explained(
-        solve(problem, start, ScaledCG(), max_iter, tol), why, "BurerMonteiro, spectral start -> ScaledCG"
-    )
+    return explained(solve(problem, start, ScaledCG(), max_iter, tol), why, "BurerMonteiro, spectral start -> ScaledCG")
 
 
 def complete(matrix: Any, rank: int | str, max_iter: int = 500, tol: float = 1e-10, validation: float = 0.1) -> Result:
@@ -73,7 +62,9 @@ def complete(matrix: Any, rank: int | str, max_iter: int = 500, tol: float = 1e-
 
     Alternating least squares from a spectral start. Where the data are not met, which is the fate of factor methods
     on few entries of ill-conditioned matrices, `MatrixIRLS`; where that does not meet them either, they are noisy,
-    and alternating least squares get the ridge that predicts held-out entries best. ``result.choice`` says which.
+    and alternating least squares get the ridge that predicts held-out entries best. Where the data are met, but some
+    singular value of the fit is as small as the residual, `MatrixIRLS` goes on to working precision.
+    ``result.choice`` says which, and whether a singular value could not be told from nothing.
 
     Parameters
     ----------
@@ -101,114 +92,8 @@ def complete(matrix: Any, rank: int | str, max_iter: int = 500, tol: float = 1e-
     problem = MatrixCompletion.of(matrix)
     if not 0 <= validation <= 0.5:
         raise ValueError(f"validation must lie in [0, 0.5], got {validation!r}")
-    rank, why = rank_of_completion(problem, validation or 0.1) if is_auto(rank) else _given(rank, problem)
-    return _explained(complete_exactly_or_robustly(problem, rank, max_iter, tol, validation), why)
-
-
-def _given(rank: Any, problem: Any) -> tuple[int, str]:
-    rank = check_rank(rank, problem.shape)
-    return rank, f"rank {rank} as given"
-
-
-def _explained(result: Result, *words: str) -> Result:
-    """The result with what was chosen before it."""
-    return join([result], "; ".join([*words, *[result.choice] * bool(result.choice)]))
-
-
-class Separation(NamedTuple):
-    """A matrix as low rank plus sparse."""
-
-    result: Result
-    """Of the low-rank part: ``result.point.dense()``."""
-    sparse: Any
-    """The sparse part, an array (m, n)."""
-
-
-def robust_pca(
-    matrix: Any, rank: int | str, outliers: float | None = None, max_iter: int = 500, tol: float = 1e-10
-) -> Separation:
-    """A matrix as a low-rank part plus sparse outliers of any size.
-
-    Three steps: principal component pursuit with few singular values for a start, alternating scaled gradient
-    descent on the trimmed loss of `RobustPCA`, and least squares on the entries that are no outliers.
-
-    Parameters
-    ----------
-    matrix : array (m, n), scipy sparse matrix, torch sparse tensor or DataFrame
-        NaN marks unknown entries, and in sparse containers the stored entries, zeros included, are the known ones, as
-        for `complete`; outliers are then separated and the rest is filled in.
-    rank : int or "auto"
-        Of the low-rank part; ``"auto"`` takes the widest gap of its spectrum once outliers are cut out, by principal
-        component pursuit with full decompositions.
-    outliers : float, optional
-        Largest share of outliers in any row or column, in (0, 0.5), if known; by default what stands out after
-        the first step. See `RobustPCA` for what it refers to where entries are unknown.
-
-    Returns
-    -------
-    Separation
-        ``(result, sparse)``; the result is that of the last step, and ``sparse`` is zero where the matrix is unknown.
-
-    >>> matrix = np.outer(np.arange(1.0, 21.0), np.ones(16))
-    >>> matrix[3, 5] += 100.0
-    >>> result, sparse = robust_pca(matrix, rank=1)
-    >>> np.argwhere(sparse).tolist()
-    [[3, 5]]
-    """
-    problem = RobustPCA(matrix, 0.1 if outliers is None else outliers)
-    if len(problem.data.shape) != 2:
-        raise ValueError(f"matrix must have two axes, got shape {tuple(problem.data.shape)}")
-    rank, why = _rank_with_outliers(problem) if is_auto(rank) else _given(rank, problem)
-    first = inits.spectral(problem, BurerMonteiro, rank)
-    wide = solve(problem, first, PCP(rank=rank + 10), 80, 1e-4).point.to(SVD)
-    point = SVD(*(a[..., :rank] for a in wide.arrays())).to(BurerMonteiro)
-    if outliers is None:
-        share = min(_largest_share(problem, _stands_out(problem, point)), _most_to_trim(problem, rank))
-        problem = problem.trimming(max(share, 1e-3))
-    point = solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6)).point
-    wrong = _stands_out(problem, point)
-    clean = ~wrong if problem.known is None else problem.known & ~wrong
-    result = solve(_entries(problem.data, clean), point, ALS(ridge=0.0), max_iter, tol)
-    chain = f"PCP -> AltScaledGD with at most {problem.outliers:.2g} outliers per row and column -> ALS on the rest"
-    outside = _stands_out(problem, result.point)  # again: the last fit is closer, and fewer entries are outliers
-    return Separation(_explained(result, why, chain), (problem.data - result.point.dense()) * outside)
-
-
-def _rank_with_outliers(problem: RobustPCA) -> tuple[int, str]:
-    """The widest gap in the spectrum of the matrix whose outliers are replaced by what pursuit puts there."""
-    low = solve(problem, inits.spectral(problem, BurerMonteiro, 1), PCP(), 300, 1e-6).point
-    wrong = _stands_out(problem, low)
-    unusable = wrong if problem.known is None else wrong | ~problem.known
-    clean = problem.data * ~unusable + low.dense() * unusable
-    rank = rank_by_gap(xp.to_numpy(xp.namespace(clean).linalg.svd(clean)[1]))
-    return rank, f"rank {rank} from the widest gap of the spectrum, outliers cut out by PCP"
-
-
-def _entries(matrix: Any, mask: Any) -> MatrixCompletion:
-    """The completion problem of the entries of a matrix under a mask."""
-    where = mask.nonzero(as_tuple=True) if xp.is_torch(mask) else mask.nonzero()
-    return MatrixCompletion(*where, matrix[mask], tuple(matrix.shape))
-
-
-def _stands_out(problem: RobustPCA, point: Any) -> Any:
-    """Which entries (m, n) of the residual are outliers."""
-    low = point.dense()
-    gap, size = abs(problem.masked(problem.data - low)), float(xp.inner(low, low) / low.shape[0] / low.shape[1]) ** 0.5
-    deviation = 1.4826 * float(np.median(xp.to_numpy(gap if problem.known is None else gap[problem.known])))
-    return gap > max(DEVIATIONS * deviation, RELATIVE * size)
-
-
-def _largest_share(problem: RobustPCA, mask: Any) -> float:
-    """The largest share of true entries in any row or column."""
-    rows, cols = problem.counts
-    return max(float(mask.sum(-1).max()) / rows, float(mask.sum(-2).max()) / cols)
-
-
-def _most_to_trim(problem: RobustPCA, rank: int) -> float:
-    """The largest share of outliers for which enough entries are left; the iterations trim twice the share."""
-    m, n = problem.shape
-    spare = 1 - LEFT * rank * (m + n - rank) / (problem.observed * m * n)
-    return min(max(spare / 2, 0.05), 0.4)
+    rank, why = rank_of_completion(problem, validation or 0.1) if is_auto(rank) else given(rank, problem)
+    return explained(complete_exactly_or_robustly(problem, rank, max_iter, tol, validation), why)
 
 
 def phase_retrieval(vectors: Any, intensities: Any, rank: int = 1, max_iter: int = 1000, tol: float = 1e-10) -> Result:
@@ -237,7 +122,7 @@ def phase_retrieval(vectors: Any, intensities: Any, rank: int = 1, max_iter: int
     problem = MatrixSensing(operator, intensities, operator.shape)
     start = inits.spectral(problem, SymmetricBurerMonteiro, rank)
     chain = "SymmetricBurerMonteiro, truncated spectral start -> ScaledCG"
-    return _explained(solve(problem, start, ScaledCG(), max_iter, tol), f"rank {rank} as given", chain)
+    return explained(solve(problem, start, ScaledCG(), max_iter, tol), f"rank {rank} as given", chain)
 
 
 def tomography(
@@ -272,9 +157,9 @@ def tomography(
     if tuple(values.shape) != (operator.count,):
         raise ValueError(f"expectations must have shape ({operator.count},), one per string, got {tuple(values.shape)}")
     problem = MatrixSensing(operator, operator.scaled(values), operator.shape)
-    rank, why = _given(rank, problem)
+    rank, why = given(rank, problem)
     start = inits.spectral(problem, SymmetricBurerMonteiro, rank)
     result = solve(problem, start, ScaledCG(), max_iter, tol)
     point, trace = normalized(result.point)
     chain = f"SymmetricBurerMonteiro, spectral start -> ScaledCG -> trace {trace:.4g} normalized to one"
-    return replace(_explained(result, why, chain), point=point)
+    return replace(explained(result, why, chain), point=point)

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import inits, xp
 from .descent import AlternatingLeastSquares
+from .escalate import Stalled
 from .parameterizations import CP, TensorFactors, Tucker
 from .problems import RobustTensorPCA, TensorCompletion, TensorFactorization, TensorSensing
 from .result import Result
@@ -20,6 +21,8 @@ __all__ = ["TensorSeparation", "complete_tensor", "factorize_tensor", "robust_te
 # What robust_tensor_pca calls an outlier: an entry of the residual this many standard deviations of the rest from
 # zero, and at least this share of the root mean square of W.
 DEVIATIONS, RELATIVE = 5.0, 1e-3
+# The share of its expected loss below which a wider form says that the narrow one has not found what there is.
+BETTER = 0.8
 # A loss that fits the data, relative to half their squared norm, and a difference between losses that is none.
 EXACT, AGREE = 1e-12, 1e-2
 
@@ -66,8 +69,8 @@ def complete_tensor(tensor: Any, rank: Any, form: Any = Tucker, max_iter: int = 
 
     The best of conjugate gradients in the metric of scaled gradient descent, alternating least squares and
     alternating scaled gradient descent, from a spectral start. A `CP` tensor is found by the conjugate gradients
-    alone, one component after the other, each from the spectral start of what is left; where that does not fit
-    exactly, also from the components of a completion as a `Tucker` tensor, and the lower loss wins.
+    alone, one component after the other, each from the spectral start of what is left; where a completion as a
+    `Tucker` tensor leaves much less than that, also from the components of it, and the lower loss wins.
     ``result.solver`` says which it was.
 
     Parameters
@@ -159,8 +162,19 @@ def _recovered(problem: Any, rank: Any, form: Any, max_iter: int, tol: float) ->
     if not by_tucker:
         return min(grown, _best(problem, inits.spectral(problem, form, rank), max_iter, tol), key=_loss)
     start = inits.spectral(problem, Tucker, rank)
-    wide = solve(problem, start, ScaledCG(), max_iter, max(tol, 1e-8)).point
-    return min(grown, solve(problem, _components(wide, form, rank), ScaledCG(), max_iter, tol), key=_loss)
+    wide = solve(problem, start, ScaledCG(), max_iter, max(tol, 1e-8), callback=Stalled(0.0))
+    if wide.fun > BETTER * _expected(problem, grown, form, rank):
+        return grown
+    return min(grown, solve(problem, _components(wide.point, form, rank), ScaledCG(), max_iter, tol), key=_loss)
+
+
+def _expected(problem: Any, grown: Result, form: Any, rank: int) -> float:
+    """The loss of a Tucker fit if `CP` has fitted all but noise: in proportion to the entries that are left over."""
+    count, shape = problem.data.shape[-1], problem.shape
+    d = len(shape)
+    narrow = form.parameter_count(shape, rank) - (d - 1) * rank
+    wide = Tucker.parameter_count(shape, rank) - d * rank**2
+    return grown.fun * max(count - wide, 0) / max(count - narrow, 1)
 
 
 def _grown(problem: Any, form: Any, rank: int, max_iter: int, tol: float) -> Result:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Result", "Status", "join"]
+__all__ = ["Result", "Status", "explained", "join"]
 
 
 class Status(StrEnum):
@@ -105,3 +105,8 @@ def join(stages: list[Result], choice: str, seconds: float = 0.0) -> Result:
             parts.append(history[key][1:] + offset.get(key, 0))
     history = {key: np.concatenate(parts) for key, parts in joined.items()}
     return replace(stages[-1], history=history, nit=int(history["iteration"][-1]), choice=choice)
+
+
+def explained(result: Result, *words: str) -> Result:
+    """The result with what was chosen before it."""
+    return join([result], "; ".join([*words, *[result.choice] * bool(result.choice)]))

@@ -74,7 +74,7 @@ class Fixed(Space):
 
 
 def _sym_part(x: Array, g: Array) -> Array:
-    xg = xp.adjoint(x) @ g
+    xg = xp.cross(x, g)
     return (xg + xp.adjoint(xg)) / 2
 
 
@@ -88,11 +88,11 @@ class Stiefel(Space):
     """
 
     def project(self, x, g):
-        return g - x @ _sym_part(x, g)
+        return xp.add_times(g, x, -_sym_part(x, g))
 
     def retract(self, x, direction, lr):
         y = x - lr * self.project(x, direction)
-        return y @ xp.power_psd(xp.gram(y), -0.5)
+        return xp.times(y, xp.power_psd(xp.gram(y), -0.5))
 
     def random(self, rng, shape):
         return xp.polar(rng.standard_normal(shape))
@@ -103,7 +103,7 @@ class StiefelQR(Space):
     """The Stiefel manifold with the QR retraction (Q factor, columns signed)."""
 
     def project(self, x, g):
-        return g - x @ _sym_part(x, g)
+        return xp.add_times(g, x, -_sym_part(x, g))
 
     def retract(self, x, direction, lr):
         return xp.orthonormalize(x - lr * self.project(x, direction))

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import sys
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from .namespaces import adjoint, is_torch, namespace
+from .thin import add_times, cross, gram, times
+
 __all__ = [
+    "add_times",
     "adjoint",
     "asarray_like",
     "blend",
+    "cross",
     "divide_psd",
     "eps",
     "expand",
+    "eye_like",
     "gram",
     "inner",
     "inv_psd",
@@ -30,54 +35,11 @@ __all__ = [
     "sqrt_newton_schulz",
     "square",
     "sylvester_psd",
+    "times",
     "to_numpy",
 ]
 
 Array = Any
-
-
-def is_torch(a: Any) -> bool:
-    """Whether ``a`` is a torch tensor, without ever importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(a, torch.Tensor)
-
-
-def namespace(*arrays: Array) -> ModuleType:
-    """The module (``numpy`` or ``torch``) that the arrays belong to.
-
-    Raises
-    ------
-    TypeError
-        If NumPy arrays and torch tensors are mixed, or something is neither.
-    """
-    first = arrays[0]
-    if len(arrays) == 1 and type(first) is np.ndarray:
-        return np
-    torches = [is_torch(a) for a in arrays]
-    if all(torches):
-        return sys.modules["torch"]
-    if any(torches):
-        kinds = ", ".join("torch" if t else type(a).__module__ for t, a in zip(torches, arrays, strict=True))
-        raise TypeError(
-            f"arrays of one computation must share a library, got {kinds}; convert with "
-            "torch.as_tensor(...) or tensor.numpy() first"
-        )
-    for a in arrays:
-        if not isinstance(a, (np.ndarray, np.generic)):
-            raise TypeError(f"expected a numpy array or a torch tensor, got {type(a).__name__}")
-    return np
-
-
-def adjoint(a: Any) -> Any:
-    """Conjugate transpose of the last two axes of an array, a scipy sparse matrix or a linear operator."""
-    if type(a) is np.ndarray:
-        return a.mT.conj() if a.dtype.kind == "c" else a.mT
-    if is_torch(a):
-        return a.mH
-    sparse = sys.modules.get("scipy.sparse")
-    if sparse is not None and sparse.issparse(a):
-        return a.conj().T
-    return a.adjoint()
 
 
 def asarray_like(values: Any, like: Array) -> Array:
@@ -130,11 +92,6 @@ def square(a: Array) -> Array:
     return a.real**2 + a.imag**2 if complex_ else a * a
 
 
-def gram(a: Array) -> Array:
-    """``a^H a``: (..., m, r) to (..., r, r)."""
-    return adjoint(a) @ a
-
-
 def _damped(p: Array, damping: Any) -> Array:
     """``p + damping I`` with a relative floor, so that a singular or zero Gram matrix stays invertible."""
     r = p.shape[-1]
@@ -148,8 +105,9 @@ def _damped(p: Array, damping: Any) -> Array:
     xp = namespace(p)
     shift = xp.real(p.diagonal(0, -2, -1).sum(-1)) * (relative / r) + tiny
     if not (plain and damping == 0.0):
-        shift = xp.maximum(shift, asarray_like(damping, shift))
-    return p + expand(shift, 2) * _eye(p)
+        # A Python number has to stay one: to copy it to a device would wait for that.
+        shift = xp.clip(shift, damping, None) if plain else xp.maximum(shift, asarray_like(damping, shift))
+    return p + expand(shift, 2) * eye_like(p)
 
 
 @lru_cache(maxsize=256)
@@ -168,8 +126,8 @@ def _floors(dtype: Any) -> tuple[float, float]:
 _EYES: dict[tuple[int, str], np.ndarray] = {}
 
 
-def _eye(p: Array) -> Array:
-    """Identity with the size, type and device of the square matrices ``p``."""
+def eye_like(p: Array) -> Array:
+    """Identity with the size, type and device of the square matrices ``p``; not to be written to."""
     r = p.shape[-1]
     if type(p) is np.ndarray:
         key = (r, p.dtype.char)
@@ -196,15 +154,20 @@ def divide_psd(g: Array, p: Array, damping: Any = 0.0) -> Array:
     """``g (p + damping I)^{-1}`` for ``g`` (..., m, r) and Hermitian PSD ``p`` (..., r, r).
 
     By the Cholesky factor: a solve for short ``g``, its inverse applied twice for long ones; both far more
-    accurate than the inverse of ``p`` when that is ill-conditioned. The floor of `inv_psd` applies, so
-    ``p = 0`` leaves a zero ``g`` zero.
+    accurate than the inverse of ``p`` when that is ill-conditioned. Long tensors of single precision are divided in
+    one pass, by the product of the two halves: a Gram matrix that was formed in single precision is known no
+    better. The floor of `inv_psd` applies, so ``p = 0`` leaves a zero ``g`` zero.
     """
     if type(p) is np.ndarray and p.ndim == 2 and g.ndim == 2 and g.shape[0] <= SHORT and g.dtype == p.dtype:
         solution = _posv(g.dtype.char)(_damped(p, damping).T, g.T, lower=1)
         if solution[2] == 0:
             return solution[1].T
     half = _inverse_cholesky(_damped(p, damping))
-    return (g @ adjoint(half)) @ half
+    if type(half) is np.ndarray:
+        return (g @ adjoint(half)) @ half
+    if g.shape[-2] > SHORT and g.dtype == sys.modules["torch"].float32:
+        return times(g, adjoint(half) @ half)
+    return times(times(g, adjoint(half)), half)
 
 
 # Up to this many rows a triangular solve is faster than two matrix products.
@@ -244,13 +207,15 @@ def _cholesky_torch(p: Array) -> Array:
     """The Cholesky factor without a host synchronization; of a shifted matrix where ``p`` is not definite."""
     torch = sys.modules["torch"]
     lower, info = torch.linalg.cholesky_ex(p)
+    if p.device.type == "cpu" and not torch.compiler.is_compiling() and not info.any():
+        return lower  # on other devices to look would wait for them
     safer = p.diagonal(0, -2, -1).sum(-1).real * (1e4 * eps(p) / p.shape[-1])
-    backup, _ = torch.linalg.cholesky_ex(p + expand(safer, 2) * _eye(p))
+    backup, _ = torch.linalg.cholesky_ex(p + expand(safer, 2) * eye_like(p))
     return torch.where(expand(info, 2) != 0, backup, lower)
 
 
 def _triangular_inverse(lower: Array) -> Array:
-    return sys.modules["torch"].linalg.solve_triangular(lower, _eye(lower).expand_as(lower), upper=False)
+    return sys.modules["torch"].linalg.solve_triangular(lower, eye_like(lower).expand_as(lower), upper=False)
 
 
 def solve_psd(p: Array, b: Array, damping: Any = 0.0) -> Array:
@@ -287,7 +252,7 @@ def sqrt_newton_schulz(p: Array, iterations: int = 20) -> tuple[Array, Array]:
     `power_psd`. Source: :cite:`higham2008functions`, section 6.
     """
     scale = expand(inner(p, p) ** 0.5, 2)
-    eye = _eye(p)
+    eye = eye_like(p)
     y, z = p / scale, eye + 0 * p
     for _ in range(iterations):
         t = 1.5 * eye - 0.5 * (z @ y)
@@ -317,7 +282,7 @@ def riccati(px: Array, py: Array, floor: float | None = None) -> tuple[Array, Ar
     zero = (inner(px, px) == 0) | (inner(py, py) == 0)
     if xp is np and not zero.any():  # torch always selects: to look would wait for the device
         return s, s_inv
-    mask, eye = expand(zero, 2), _eye(px) + 0 * px
+    mask, eye = expand(zero, 2), eye_like(px) + 0 * px
     return xp.where(mask, eye, s), xp.where(mask, eye, s_inv)
 
 

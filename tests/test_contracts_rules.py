@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 
 import lowrank_sp as lr
-from lowrank_sp.rules import PerFactor, Plain, Rule, Scaled, chain
+from lowrank_sp.rules import Horizontal, Landing, Mixing, PerFactor, Plain, Rule, Scaled, chain, mixed
 from lowrank_sp.testing import check_rule
 
 PAIRS = [
@@ -38,6 +40,31 @@ def test_contract_of_rules_with_settings():
 def test_per_factor_rates_must_match_the_form():
     with pytest.raises(ValueError, match=r"rates has 3 entries.*left, right"):
         check_rule(PerFactor((1.0, 1.0, 1.0)))
+
+
+MIXING = {name: rule for name, rule in lr.RULES.items() if isinstance(rule, Mixing)}
+MIXING["horizontal-damped"] = Horizontal(damping=0.1)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("name", MIXING)
+def test_small_matrices_of_many_points_at_once(name, convert):
+    """Points of two shapes, their products behind one another: the directions are those of each alone."""
+    rule, rng = MIXING[name], np.random.default_rng(0)
+    forms = [form for form in lr.FORMS.values() if rule.mixes(form)]
+    assert forms or rule == Landing(damping=0.0)
+    for form in forms:
+        batches = [((7, 5), (2,)), ((4, 9), (3,))]
+        points = [form.random(shape, 3, rng, batch).map(convert) for shape, batch in batches]
+        grads = [form.random(shape, 3, rng, batch).map(convert) for shape, batch in batches]
+        parts = [rule.products(g, x) for g, x in zip(grads, points, strict=True)]
+        join = torch.cat if convert is torch.as_tensor else np.concatenate
+        pairs = rule.mix(tuple(join(p) for p in zip(*parts, strict=True)))
+        for grad, point, own in zip(grads, points, (slice(0, 2), slice(2, 5)), strict=True):
+            mine = tuple(tuple(a if a is None else a[own] for a in pair) for pair in pairs)
+            expected, _ = rule.update(grad, rule.init(point), point)
+            for a, b in zip(mixed(grad, point, mine).arrays(), expected.arrays(), strict=True):
+                assert np.allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
 @dataclass(frozen=True)

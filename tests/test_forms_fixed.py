@@ -209,7 +209,7 @@ def test_combinations_of_random_bases():
 def test_sums_of_scaled_bases_reach_full_rank(tall):
     shape = SHAPE if tall else SHAPE[::-1]
     point = lr.RandLoRA.random(shape, 2, RNG(9))
-    terms = zip(point.scales, point.values, point.bases, strict=True)
+    terms = zip(point.scales, point.values, point.bases.swapaxes(0, 1), strict=True)
     expected = np.sum([np.diag(g) @ point.shared @ np.diag(d) @ basis.T for g, d, basis in terms], 0)
     assert np.allclose(point.dense(), expected.T if tall else expected)
     assert point.rank == np.linalg.matrix_rank(point.dense()) == 8

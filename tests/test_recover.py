@@ -129,6 +129,32 @@ def test_an_ill_conditioned_matrix_of_few_entries_takes_the_reweighted_solver():
     assert result.choice.index("ALS") < result.choice.index("MatrixIRLS")
 
 
+@pytest.mark.covers("S03")
+@pytest.mark.parametrize("n", [200, 300])
+def test_a_singular_value_below_the_residual_is_found(n):
+    """At condition number 1e11 the data are met to 1e-9 without the last component; it is found all the same."""
+    rank, over = 4, 3
+    spectrum = np.geomspace(1, 1e-11, rank)
+    observed = over * rank * (2 * n - rank) / n**2
+    problem = lr.synthetic.completion(n, n, rank, observed, 1e11, seed=0, least=rank, spectrum=spectrum)
+    result = lr.complete(problem, rank)
+    assert result.success
+    found = np.linalg.svd(result.point.dense(), compute_uv=False)[:rank]
+    assert np.allclose(found, spectrum, rtol=1e-2)
+    assert "open -> MatrixIRLS" in result.choice
+    assert "not found" not in result.choice
+
+
+def test_a_rank_above_that_of_the_data_is_reported():
+    problem = lr.synthetic.completion(80, 70, 2, 0.5, 10.0, seed=0)
+    result = lr.complete(problem, 3)
+    assert result.success
+    assert result.history["error"][-1] < 1e-9
+    assert result.choice.endswith("is not found: the rank may be smaller")
+    coarse = lr.complete(problem, 3, tol=1e-6)  # a coarse fit by request
+    assert "MatrixIRLS" not in coarse.choice.split("open")[-1]
+
+
 def test_noisy_data_take_a_validated_ridge():
     """Weak components under the noise are fitted to it by least squares, and not with the ridge."""
     problem = lr.synthetic.completion(160, 140, 4, 0.1, 300.0, noise=0.02, seed=0, least=4)

@@ -47,7 +47,7 @@ class RandLoRA(Method):
             )
         rank, count = values.shape
         short, long = sorted(site.shape)
-        bases = b[:long, :count].flatten(1).reshape(long, rank, count).permute(2, 0, 1)
+        bases = b[:long, :count].flatten(1).reshape(long, rank, count).mT
         arrays = {"scales": scales, "values": values.mT, "shared": a[:, 0, :short].mT, "bases": bases}
         return Piece(rank, config.get("randlora_alpha", 640) / rank, arrays)
 
@@ -61,7 +61,7 @@ class RandLoRA(Method):
         }
         for path, p in points.items():
             self._check_common(path, p, whole)
-        count, long, rank = whole["bases"].shape
+        long, count, rank = whole["bases"].shape
         tensors = {
             site.name: {
                 "randlora_lambda": points[site.name].values.mT,
@@ -72,7 +72,7 @@ class RandLoRA(Method):
         # As large as PEFT makes them for the largest sides of all layers; what is beyond its own it does not read.
         sides = sorted(max(site.shape[k] for site in sites_of(entries)) for k in (0, 1))
         short = len(whole["shared"])
-        flat = whole["bases"].permute(1, 2, 0).flatten(1).reshape(long, count, rank)
+        flat = whole["bases"].mT.flatten(1).reshape(long, count, rank)
         fixed = {
             "randlora_A": pad(whole["shared"].mT[:, None], (0, sides[0] - short)),
             "randlora_B": pad(flat, (0, 0, 0, -(-sides[0] // rank) - count, 0, sides[1] - long)),
@@ -82,9 +82,10 @@ class RandLoRA(Method):
         return {path: own | fixed for path, own in tensors.items()}, fixed, settings  # PEFT asks for them in all layers
 
     def _check_common(self, path: str, point: Any, whole: Tensors) -> None:
-        count, long, rank = point.bases.shape
-        sizes = len(whole["bases"]), whole["bases"].shape[2], whole["shared"].shape
-        if sizes != (count, rank, point.shared.shape) or not torch.equal(point.bases, whole["bases"][:, :long]):
+        long = len(point.bases)
+        sizes = whole["bases"].shape[1:], whole["shared"].shape
+        same = sizes == (point.bases.shape[1:], point.shared.shape)
+        if not same or not torch.equal(point.bases, whole["bases"][:long]):
             raise ValueError(
                 "RandLoRA of PEFT has one pair of random bases, which fits layers with one shorter side only, and "
                 f"{path} has others; export_lora writes plain LoRA"

@@ -13,7 +13,8 @@ from ..adapter import Adapted, Adapter
 from ..checkpoint import made_folder
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..inject import Setup, adapted, base_parameters, check_name, known, owners
-from ..life import require_unmerged
+from ..life import require_own_base, require_unmerged
+from ..paths import without_paths
 from ..recipe import Recipe, over_root_rank
 from ..restore import check_finite, expected_shapes, put, restored, sites_at
 from ..sites import Site
@@ -198,8 +199,9 @@ def save_peft(model: nn.Module, path: str | Path, name: str = "default") -> None
     """
     setup = known(model, name)
     require_unmerged(model)
+    require_own_base(model, name)
     layers = {p: layer.adapter(name) for p, layer in adapted(model).items() if name in layer.names()}
-    entries = [(site, layers[site.name]) for site in sites_at(model, layers, "the model")]
+    entries = [(site, layers[site.name]) for site in without_paths(sites_at(model, layers, "the model"))]
     method = _written_by(entries)
     with torch.no_grad():
         tensors, shared, settings = method.write(entries, setup.recipe)

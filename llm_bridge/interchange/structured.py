@@ -14,9 +14,10 @@ from lowrank_sp.parameterizations import VeRA as VeRAForm
 from lowrank_sp.parameterizations.kronecker import largest_divisor
 
 from ..adapter import Adapter
-from ..combine import Formed
+from ..combine import Combine, Formed
 from ..layers import CONV, EMBEDDING
 from ..recipe import RECIPES, Recipe, everywhere, unscaled
+from ..sampled import Placed, Waves
 from ..sites import Site
 from ..sizes import values_of_lora
 from .base import Method, Piece, Tensors, input_dropout, named_recipe, sites_of, taken, transposed
@@ -31,9 +32,9 @@ def plain(adapter: Adapter, form: type) -> bool:
     return adapter.combine.additive and not adapter.shifted and issubclass(adapter.form, form)
 
 
-def variant(name: str, cite: str, form: Any, **more: Any) -> Recipe:
+def variant(name: str, cite: str, form: Any, combine: Combine | None = None, **more: Any) -> Recipe:
     """The registered recipe of that name, or plain LoRA with another form."""
-    return named_recipe(name, RECIPES["lora"].but(name, cite=cite, form=form, combine=Formed(), **more))
+    return named_recipe(name, RECIPES["lora"].but(name, cite=cite, form=form, combine=combine or Formed(), **more))
 
 
 def only_linear(site: Site, method: str) -> None:
@@ -239,7 +240,7 @@ class SHiRA(Method):
     settings = ("r", "mask_type", "random_seed")
 
     def recipe(self, config, pieces):
-        return variant("shira", "bhardwaj2024shira", Sparse, size=values_of_lora)
+        return variant("shira", "bhardwaj2024shira", Sparse, Placed(), size=values_of_lora)
 
     def read(self, site, tensors, shared, config):
         only_linear(site, "SHiRA")
@@ -272,7 +273,8 @@ class FourierFT(Method):
     settings = ("n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed")
 
     def recipe(self, config, pieces):
-        return variant("fourierft-peft", "gao2024fourierft", Fourier, scale=unscaled)  # whose size is that of the file
+        # The size is that of the file.
+        return variant("fourierft-peft", "gao2024fourierft", Fourier, Waves(), scale=unscaled)
 
     def read(self, site, tensors, shared, config):
         only_linear(site, "FourierFT")

@@ -23,7 +23,7 @@ ADALORA = register(
         form=DiagonalCore,
         init=Gaussian(0.02),
         rule=chain(Adam(), Orthogonality(0.1)),
-        note="Form and penalty, decoupled from Adam; without the schedule of ranks.",
+        note="Form and penalty, decoupled from Adam; ranks fall with the policy adalora(model, optimizer, budget).",
     )
 )
 SORA = register(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..hyperbolic import HypLoRA
 from ..nonlinear import Aurora, LoDA, LoDAPlus
 from ..recipe import register
+from ..starts import ByArray, Constant, Fan
 from .basic import LORA
 
 LODA = register(
@@ -25,5 +27,26 @@ AURORA = register(
         covers=("P102",),
         form=Aurora,
         note="With the matrix between the two tanh that the survey's formula leaves out; five intervals, order three.",
+    )
+)
+HYPLORA = register(
+    LORA.but(
+        "hyplora",
+        cite="yang2025hyplora",
+        covers=("P57",),
+        form=HypLoRA,
+        init=ByArray(
+            (("left", Constant(0.0)), ("right", Fan(-2)), ("curvature", Constant(1.0)), ("spread", Constant(1.0)))
+        ),
+        note="Reconstructed from the published method and its code, with one curvature where that uses two.",
+    )
+)
+LOR2C = register(
+    LORA.but(
+        "lor2c",
+        cite="zhao2025lor2c",
+        covers=("P56",),
+        note="Reconstructed: LoRA on the paths that open_paths(model, blocks) opens beside whole blocks, which cannot "
+        "be merged. On a layer it is 'lora', merged as that. Without the sharing and merging of paths.",
     )
 )

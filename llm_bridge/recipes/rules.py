@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from lowrank_sp.parameterizations import DiagonalCore
 from lowrank_sp.rules import Adam, Horizontal, Orthogonality, Scaled, Unmagnified, chain
 
 from ..recipe import register
+from ..starts import Gaussian, ZeroLeft
 from .basic import LORA, LORA_FA
+from .structured import SVFIT
 
 PROJECTED_FA = register(
     LORA_FA.but(
@@ -51,5 +54,49 @@ ORTHOGONAL = register(
         covers=("P10",),
         rule=chain(Adam(), Orthogonality(0.1)),
         note="Soft orthogonality of both factors, decoupled from Adam; the weight of the penalty is chosen here.",
+    )
+)
+SALORA = register(
+    LORA.but(
+        "salora",
+        cite="hu2023salora",
+        covers=("P22",),
+        form=DiagonalCore,
+        init=ZeroLeft(),
+        rule=chain(Adam(), Orthogonality(0.1)),
+        note="Form and penalty; the gates are those of the policy HardConcreteGates(model, optimizer, budget).",
+    )
+)
+INCRELORA = register(
+    LORA.but(
+        "increlora",
+        cite="zhang2023increlora",
+        covers=("P21",),
+        form=DiagonalCore,
+        init=Gaussian(0.02),
+        rule=chain(Adam(), Orthogonality(0.1)),
+        note="Form and penalty; components come one by one with the policy Growing(model, optimizer, budget, steps).",
+    )
+)
+BILORA = register(
+    LORA.but(
+        "bilora",
+        cite="qiang2024bilora",
+        covers=("O42",),
+        form=DiagonalCore,
+        init=ZeroLeft(),
+        rule=chain(Adam(), Orthogonality(0.1)),
+        blocks=(("left", "right"), ("values",)),
+        note="Reconstructed, to first order: columns and gates take turns, and the closure (or the loop, without one) "
+        "gives each its own half of the data in turn; the gates' gradient does not see how the columns would respond.",
+    )
+)
+LORA_DASH = register(
+    SVFIT.but(
+        "lora-dash",
+        cite="si2024loradash",
+        covers=("I20",),
+        note="The directions alone: TaskDirections(model, after=100) puts them beside another adapter that has trained "
+        "for a while, and takes those that it has changed most.",
     )
 )

@@ -9,6 +9,7 @@ from lowrank_sp.parameterizations import BSLoRA, Core, NoLA, RandLoRA, RaSA, Tie
 
 from ..bank import VectorBank
 from ..multiplicative import one
+from ..one_sided import OneSided
 from ..recipe import Recipe, by_block, by_shape, by_type, everywhere, register
 from ..sites import Site, find_sites, layer_index
 from ..starts import ByArray, Constant, Fan, Normal, SubtractedByArray, VanishingZeros
@@ -110,8 +111,8 @@ BSLORA = register(
             ("left_model", by_shape),
             ("right_model", by_shape),
         ),
-        note="Shared among layers of one shape; bslora_of(model) has one pair for all shapes, cut to size. The gate "
-        "and Kronecker transforms are not built. The published factor 2 is alpha = 2 rank.",
+        note="Shared among layers of one shape; bslora_of(model) has one pair for all shapes, cut to size. The other "
+        "published transforms are 'bslora-gate' and 'bslora-kronecker'. The published factor 2 is alpha = 2 rank.",
     )
 )
 VB_LORA = register(
@@ -161,6 +162,7 @@ VERA = register(
         cite="kopiczko2024vera",
         covers=("P61", "I27"),
         form=VeRA,
+        combine=OneSided(),
         init=ByArray(
             (
                 ("scales", Constant(0.0)),
@@ -179,7 +181,8 @@ RANDLORA = register(
         cite="albert2025randlora",
         covers=("P53", "I26"),
         form=RandLoRA,
-        init=ByArray((("scales", Fan(-1)), ("values", Constant(0.0)), ("shared", Normal()), ("bases", Fan(-3, 2.0)))),
+        combine=OneSided(),
+        init=ByArray((("scales", Fan(-1)), ("values", Constant(0.0)), ("shared", Normal()), ("bases", Fan(-2, 2.0)))),
         shares=(("shared", by_shorter_side), ("bases", by_shorter_side)),
         note="Bases for the whole of the shorter side; form=RandLoRA.of(1024) bounds them as the survey does. The "
         "factor 2 / sqrt(number of bases) is in the bases.",

@@ -32,8 +32,10 @@ from lowrank_sp.parameterizations import (
 from lowrank_sp.rules import Shrinkage
 
 from ..combine import Formed
+from ..costs import Cheaper
 from ..miss import Shards
 from ..recipe import register
+from ..sampled import Placed, Waves
 from ..sizes import Fitting, Times, half, shorter_side, single, square, values_of_lora
 from ..starts import (
     ByArray,
@@ -59,7 +61,7 @@ FLORA = register(
         covers=("P30",),
         form=Core,
         init=ByArray((("left", Normal(0.02)), ("core", Constant(0.0)), ("right", Normal(0.02)))),
-        note="A core space of equal ranks, for matrices; its four-way form for convolutions is not built. The core "
+        note="A core space of equal ranks, for matrices; its four-way form for convolutions is 'flora-conv'. The core "
         "starts at zero. Not the compressor of gradients of the same name.",
     )
 )
@@ -154,6 +156,7 @@ LOHA = register(
         cite="hyeonwoo2022fedpara",
         covers=("P46",),
         form=Hadamard,
+        combine=Cheaper(),
         init=ByArray((("left", Normal(0.1)), ("right", Normal()), ("left2", Constant(0.0)), ("right2", Normal()))),
         note="Twice the parameters of LoRA at equal rank. Starts as the published code does.",
     )
@@ -280,7 +283,7 @@ SHIRA = register(
         covers=("P52",),
         form=Sparse,
         size=values_of_lora,
-        combine=Formed(),
+        combine=Placed(),
         note="As many values as LoRA has, at random places. The values are trained, not multiplied with the weight.",
     )
 )
@@ -295,7 +298,7 @@ ROSA = register(
         cite="nikdan2024rosa",
         covers=("P51",),
         form=LowRankPlusPlaced,
-        combine=Formed(),
+        combine=Placed(),
         init=GradientPlaces(),
         note="As many sparse values as the factors have numbers, where the gradient is largest.",
     )
@@ -340,7 +343,7 @@ FOURIERFT = register(
         covers=("P69",),
         form=Fourier,
         size=Times(125),
-        combine=Formed(),
+        combine=Waves(),
         note="125 cosine modes for every rank, so that rank 8 has the 1000 of the source. The basis is orthonormal: "
         "the scale 150 or 300 of the source is alpha / rank = 150 / sqrt(out in) here.",
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lowrank_sp.parameterizations import CoreChain, DiagonalCore, HeadCP, MixedCore, TrainSlice
+from lowrank_sp.parameterizations import CoreChain, DiagonalCore, HeadCP, MixedCore, TrainSlice, TreeSlice
 
-from ..recipe import by_block, by_shape, by_type, register
+from ..recipe import by_block, by_shape, by_type, everywhere, register
 from ..starts import ByArray, Constant, Fan, Normal
 from .basic import LORA
 from .shared import DENSELORA, by_inputs, by_outputs
@@ -89,5 +89,35 @@ METATT = register(
         init=ByArray((("left", Constant(0.0)), ("layer", Fan(-1)), ("module", Fan(-1)), ("right", Fan(-2)))),
         shares=(("left", by_outputs), ("layer", by_block), ("module", by_type), ("right", by_inputs)),
         note="Reconstructed: outputs - blocks - types of layers - inputs; one outer core for every size.",
+    )
+)
+HIERARCHICAL_TUCKER = register(
+    LORA.but(
+        "hierarchical-tucker",
+        cite="survey2026sp",
+        covers=("P79",),
+        form=TreeSlice,
+        init=ByArray(
+            (
+                ("left", Fan(-1)),
+                ("right", Fan(-2)),
+                ("cores", Fan(-1)),
+                ("root", Fan(-1)),
+                ("joint", Fan(-1)),
+                ("block", Constant(0.0)),
+                ("module", Constant(1.0)),
+            )
+        ),
+        shares=(
+            ("left", by_outputs),
+            ("right", by_inputs),
+            ("cores", everywhere),
+            ("root", everywhere),
+            ("joint", everywhere),
+            ("block", by_block),
+            ("module", by_type),
+        ),
+        note="Reconstructed, since the survey only names it: a balanced tree of blocks, types of layers, outputs and "
+        "inputs, with one outer core for every size.",
     )
 )

@@ -4,6 +4,7 @@ from .activation import ContextMinor, ContextPrincipal, ExplainedVariance
 from .base import Start, StartSite
 from .gradient import Compressed, GradientFrame, GradientSpectrum, SplitFrame
 from .random import Default, Gaussian, NonZero, OrthonormalIdentity, Reversed, ZeroLeft
+from .segments import Segments
 from .spectrum import dominant_svd, leading, minor_svd
 from .structured import (
     ByArray,
@@ -45,6 +46,7 @@ __all__ = [
     "OrthonormalIdentity",
     "Principal",
     "Reversed",
+    "Segments",
     "SingularFrame",
     "Sketch",
     "SplitFrame",

@@ -31,6 +31,8 @@ class StartSite:
         The pretrained ``W`` (out, in) in single precision or better.
     statistic : Any
         What the calibration collected for the layer, where the start asks for something.
+    given : frozenset of str
+        Arrays that another layer provides: a start need not draw them.
     """
 
     form: type[Any]
@@ -40,6 +42,7 @@ class StartSite:
     rng: np.random.Generator
     weight: Any
     statistic: Any = None
+    given: frozenset[str] = frozenset()
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers beside the weight."""

@@ -86,14 +86,22 @@ class ByArray(Start):
     draws: tuple[tuple[str, Draw], ...]
 
     def __call__(self, site):
-        drawn = site.form.random(site.shape, site.rank, site.rng)
-        rules = dict(self.draws)
-        unknown = sorted(rules.keys() - set(drawn.names))
+        form, rules = site.form.for_shape(site.shape), dict(self.draws)
+        unknown = sorted(rules.keys() - set(form.names))
         if unknown:
-            raise TypeError(f"{site.form.__name__} has no {', '.join(unknown)}; it has {', '.join(drawn.names)}")
-        pairs = zip(drawn.names, drawn.arrays(), strict=True)
-        arrays = [rules[name](a.shape, site.rng) if name in rules else a for name, a in pairs]
-        return type(drawn)(*[torch.as_tensor(a, device=site.weight().device) for a in arrays])
+            raise TypeError(f"{site.form.__name__} has no {', '.join(unknown)}; it has {', '.join(form.names)}")
+        arrays = dict(zip(form.names, form.shapes(site.shape, site.rank), strict=True))
+        drawn = {} if arrays.keys() <= rules.keys() else _by_name(form.random(site.shape, site.rank, site.rng))
+        for name, shape in arrays.items():
+            if name in site.given:
+                drawn[name] = np.zeros(shape)
+            elif name in rules:
+                drawn[name] = rules[name](shape, site.rng)
+        return form(*[torch.as_tensor(drawn[name], device=site.weight().device) for name in form.names])
+
+
+def _by_name(point: Any) -> dict[str, np.ndarray]:
+    return dict(zip(point.names, point.arrays(), strict=True))
 
 
 @dataclass(frozen=True)

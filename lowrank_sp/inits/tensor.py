@@ -53,7 +53,8 @@ def _subspace_sizes(form: Any, shape: tuple[int, ...], rank: Any) -> tuple[int, 
     """How many leading vectors each mode needs to hold the tensors of that size."""
     if issubclass(form, Tucker):
         return form.shapes(shape, rank)[0]
-    widths = [prod(core) // n for n, core in zip(shape, form.shapes(shape, rank), strict=True)]
+    cores = form.shapes(shape, rank)[-len(shape) :]  # those of the modes come last
+    widths = [prod(core) // n for n, core in zip(shape, cores, strict=True)]
     return tuple(min(n, w) for n, w in zip(shape, widths, strict=True))
 
 

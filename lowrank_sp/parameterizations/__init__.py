@@ -1,8 +1,10 @@
 """All parameterizations, and the registry over which their contract tests run."""
 
 from ..factors import MatrixFactors
+from .bishared import BSLoRAGate, BSLoRAKronecker
 from .block import BlockDiagonal, BlockGrid
 from .bm import BurerMonteiro, SymmetricBurerMonteiro
+from .conv_tucker import ConvTucker
 from .core import Core, DiagonalCore
 from .cp import CP
 from .dictionary import NoLA, RandLoRA
@@ -10,7 +12,9 @@ from .elementwise import Sine, Sinter
 from .fixed_rank import FixedRank, orthographic
 from .fourier import Fourier
 from .frozen import FrozenCore, FrozenRight, FrozenValues
+from .grouped import Elastic, GroupedInputs
 from .hadamard import Hadamard
+from .hierarchical import HierarchicalTucker
 from .kronecker import Kronecker
 from .layered import CoreChain, HeadCP, MixedCore, TrainSlice
 from .lokr import LoKr, LoKrSmall
@@ -28,6 +32,7 @@ from .support import Sparse, column_support, largest_support, uniform_support
 from .supported import LowRankPlusColumns, LowRankPlusPlaced
 from .svd import SVD, PoLAR
 from .tensor import TensorFactors
+from .tree_slice import TreeSlice
 from .tt import TensorTrain
 from .tt_manifold import FixedRankTrain
 from .tucker import Tucker
@@ -39,15 +44,19 @@ __all__ = [
     "SVD",
     "TENSOR_FORMS",
     "BSLoRA",
+    "BSLoRAGate",
+    "BSLoRAKronecker",
     "BlockDiagonal",
     "BlockGrid",
     "BlockRotation",
     "BurerMonteiro",
     "Butterfly",
+    "ConvTucker",
     "Core",
     "CoreChain",
     "DeLoRA",
     "DiagonalCore",
+    "Elastic",
     "EtherPlus",
     "FixedRank",
     "FixedRankTrain",
@@ -55,9 +64,11 @@ __all__ = [
     "FrozenCore",
     "FrozenRight",
     "FrozenValues",
+    "GroupedInputs",
     "GroupedSquare",
     "Hadamard",
     "HeadCP",
+    "HierarchicalTucker",
     "Householder",
     "Kronecker",
     "LoKr",
@@ -84,6 +95,7 @@ __all__ = [
     "TensorTrain",
     "TiedLoRA",
     "TrainSlice",
+    "TreeSlice",
     "Tucker",
     "VeRA",
     "column_support",
@@ -136,6 +148,12 @@ FORMS: dict[str, type[MatrixFactors]] = {
         DeLoRA,
         LowRankPlusPlaced,
         LowRankPlusColumns,
+        TreeSlice,
+        GroupedInputs,
+        Elastic,
+        BSLoRAGate,
+        BSLoRAKronecker,
+        ConvTucker,
     )
 }
 
@@ -144,5 +162,5 @@ ROTATIONS: dict[str, type[Multiplicative]] = {
 }
 
 TENSOR_FORMS: dict[str, type[TensorFactors]] = {
-    form.__name__: form for form in (CP, Tucker, TensorTrain, FixedRankTrain)
+    form.__name__: form for form in (CP, Tucker, TensorTrain, FixedRankTrain, HierarchicalTucker)
 }

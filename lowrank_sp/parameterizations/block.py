@@ -8,9 +8,10 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import Configured, Gauged, MatrixFactors, Multilinear, factorization
+from ..factors import Configured, Gauged, Multilinear, factorization
 from ..rearrange import Tiling, as_blocks, is_array, tiles
 from .bm import resized, thin_svd, whole_product
+from .channels import Channels
 
 __all__ = ["BlockDiagonal", "BlockGrid", "diagonal_products"]
 
@@ -36,7 +37,7 @@ def _fitting_size(tiling: Tiling, rank: int) -> int:
     return rank
 
 
-class _Blocks(Multilinear, MatrixFactors, Configured, Gauged):
+class _Blocks(Multilinear, Channels, Configured, Gauged):
     """Independent products ``X Y^H``, one per block; the gauge group is GL(r) in every block."""
 
     left: Array
@@ -140,13 +141,20 @@ class BlockGrid(_Blocks):
         blocks = (self.left @ xp.adjoint(self.right)).swapaxes(-3, -2)
         return blocks.reshape(*blocks.shape[:-4], *self.shape)
 
-    def apply(self, x):
-        i, j, p, q = self.tiling
-        einsum = xp.namespace(x, self.left).einsum
-        rows = x.reshape(*x.shape[:-1], j, q)
-        thin = einsum("...tjq,...ijqr->...ijtr", rows, self.right.conj())
-        out = einsum("...ijtr,...ijpr->...tip", thin, self.left)
-        return out.reshape(*out.shape[:-2], i * p)
+    def narrow(self):
+        _, j, _, q = self.tiling
+        right = xp.namespace(self.right).einsum("...ijqr->...jirq", self.right.conj())
+        return right.reshape(*right.shape[:-4], j, -1, q)
+
+    def widen(self):
+        i, _, p, _ = self.tiling
+        return self.left.swapaxes(-3, -2).reshape(*self.left.shape[:-4], i, p, -1)
+
+    def mix(self, thin):
+        """From the columns of blocks to their rows."""
+        i, j, _, r = self.left.shape[-4:]
+        moved = thin.reshape(*thin.shape[:-3], j, i, r, thin.shape[-1]).swapaxes(-4, -3)
+        return moved.reshape(*thin.shape[:-3], i, j * r, thin.shape[-1])
 
     def entries(self, rows, cols):
         p, q = self.tiling[2:]
@@ -268,11 +276,15 @@ class BlockDiagonal(_Blocks):
         full = blocks * eye[:, None, :, None]
         return full.reshape(*full.shape[:-4], k * p, k * q)
 
-    def apply(self, x):
-        k, q = self.right.shape[-3:-1]
-        rows = x.reshape(*x.shape[:-1], k, q).swapaxes(-3, -2)
-        out = ((rows @ self.right.conj()) @ self.left.mT).swapaxes(-3, -2)
-        return out.reshape(*out.shape[:-2], -1)
+    def narrow(self):
+        return xp.adjoint(self.right)
+
+    def widen(self):
+        return self.left
+
+    def mix(self, thin):
+        """The blocks do not meet."""
+        return thin
 
     def entries(self, rows, cols):
         p, q = self.tiling[2:]

@@ -141,11 +141,10 @@ class CP(Multilinear, TensorFactors, ByOrder, Gauged):
         """``G_(k) conj(the Khatri-Rao product of the others)``, from the right and then from the left."""
         arrays, d = [a.conj() for a in self.arrays()], len(self.names)
         sizes = self.shape
-        if index < d - 1:
-            split = g.reshape(*g.shape[: g.ndim - d], -1, prod(sizes[index + 1 :]))
-            half = split @ _columns(arrays[index + 1 :])
-        else:
-            half = g.reshape(*g.shape[: g.ndim - d], -1, 1) + 0 * arrays[0][..., :1, :]
+        batch = g.shape[: g.ndim - d]
+        if index == d - 1:  # one product: no column has an array of the size of the tensor of its own
+            return g.reshape(*batch, -1, sizes[index]).mT @ _columns(arrays[:index])
+        half = g.reshape(*batch, -1, prod(sizes[index + 1 :])) @ _columns(arrays[index + 1 :])
         if index == 0:
             return half
         half = half.reshape(*half.shape[:-2], -1, sizes[index], half.shape[-1])

@@ -9,7 +9,7 @@ from .. import xp
 from ..coverage import covers
 from ..factors import Configured, Multilinear, factorization
 from ..spaces import FIXED, FLAT
-from .sided import Sided, Unconvertible
+from .sided import FixedSide, Sided, Unconvertible
 
 __all__ = ["NoLA", "RandLoRA"]
 
@@ -97,7 +97,7 @@ def _combined(weights: Array, bases: Array) -> Array:
 
 @covers("P53")
 @factorization
-class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
+class RandLoRA(Sided, FixedSide, Multilinear, Unconvertible, Configured):
     """W = sum_i diag(g_i) A diag(d_i) B_i^H with fixed random A and B_i, or its transpose unless W is wide.
 
     Parameters
@@ -108,8 +108,8 @@ class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
         d_i.
     shared : array (..., s, r)
         A, fixed and the same in all terms.
-    bases : array (..., N, l, r)
-        B_i, fixed, with l the larger side.
+    bases : array (..., l, N, r)
+        B_i, fixed, with l the larger side; so laid out that side by side they are no copy.
 
     Notes
     -----
@@ -164,7 +164,7 @@ class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
 
     @property
     def shape(self):
-        small, large = self.scales.shape[-1], self.bases.shape[-2]
+        small, large = self.scales.shape[-1], self.bases.shape[-3]
         return (large, small) if self._tall else (small, large)
 
     @property
@@ -178,28 +178,38 @@ class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
         if rank > small:
             raise ValueError(f"bases of a {shape[0]} x {shape[1]} matrix have rank at most {small}, got {rank}")
         count = ceil(min(small, limit or small) / rank)
-        return (count, small), (count, rank), (small, rank), (count, large, rank)
+        return (count, small), (count, rank), (small, rank), (large, count, rank)
 
     def product(self):
-        moving, still = self._terms(self.scales, self.values), _side_by_side(self.bases)
-        return (still, moving) if self._tall else (moving, still)
+        return (self.fixed(), self.moving()) if self._tall else (self.moving(), self.fixed())
+
+    @property
+    def fixed_side(self):
+        return int(not self._tall)
+
+    def fixed(self):
+        return _flat(self.bases)
+
+    def moving(self):
+        return self._terms(self.scales, self.values)
 
     def _terms(self, scales: Array | None, values: Array | None) -> Array:
         """diag(g_i) A diag(d_i) for all i, side by side: (..., s, N r); None stands for ones."""
-        terms = self.shared[..., None, :, :]
-        terms = terms if scales is None else scales[..., :, :, None] * terms
-        terms = terms if values is None else terms * values[..., :, None, :]
-        return _side_by_side(terms)
+        terms = self.shared[..., :, None, :]
+        terms = terms if values is None else terms * values[..., None, :, :]
+        return _flat(terms if scales is None else terms * scales.mT[..., None])
+
+    def pull_moving(self, cotangent):
+        return self._chained(0, cotangent), self._chained(1, cotangent), None, None
 
     def _chained(self, index, cotangent):
-        count, r = self.values.shape[-2:]
-        parts = cotangent.reshape(*cotangent.shape[:-1], count, r).swapaxes(-3, -2)
+        parts = self.shared.conj()[..., :, None, :] * cotangent.reshape(*cotangent.shape[:-1], *self.values.shape[-2:])
         if index == 0:
-            return (parts * (self.shared[..., None, :, :] * self.values[..., :, None, :]).conj()).sum(-1)
-        return (parts * (self.shared[..., None, :, :] * self.scales[..., :, :, None]).conj()).sum(-2)
+            return (parts * self.values.conj()[..., None, :, :]).sum(-1).mT
+        return (parts * self.scales.mT.conj()[..., None]).sum(-3)
 
     def _white(self, index, g, damping):
-        gram = xp.gram(_side_by_side(self.bases))
+        gram = xp.gram(self.fixed())
         if index == 1:
             terms = self._terms(self.scales, None)
             normal = xp.gram(terms) * gram.mT
@@ -211,7 +221,6 @@ class RandLoRA(Sided, Multilinear, Unconvertible, Configured):
         return xp.solve_psd(normal.conj(), g.mT[..., None], xp.expand(damping, 1))[..., 0].mT
 
 
-def _side_by_side(blocks: Array) -> Array:
-    """(..., N, k, r) to (..., k, N r)."""
-    wide = blocks.swapaxes(-3, -2)
-    return wide.reshape(*wide.shape[:-2], -1)
+def _flat(blocks: Array) -> Array:
+    """(..., k, N, r) to (..., k, N r)."""
+    return blocks.reshape(*blocks.shape[:-2], -1)

@@ -105,12 +105,28 @@ class Fourier(Arraywise, Multilinear, OfShape):
 
     def dense(self):
         m, n = self.shape
+        if not _is_complex(self.values):
+            return self._real_dense()
         grid = scatter(self.values, self.modes, m * n)
         grid = grid.reshape(*grid.shape[:-1], m, n)
         fft = xp.namespace(grid).fft
-        if not _is_complex(grid):
-            return fft.ifft2(grid, norm="ortho").real
         return (fft.ifft2(grid, norm="ortho") + fft.fft2(grid, norm="ortho")) / 2
+
+    def _real_dense(self) -> Array:
+        """From half of the spectrum, in two steps, which libraries take faster than one over both axes.
+
+        A mode in the other half is replaced by its mirror image, which has the same cosine.
+        """
+        (m, n), (u, v) = self.shape, self._waves()
+        half = n // 2 + 1
+        far = 1 * (v >= half)
+        u, v = (u + far * (m - 2 * u)) % m, v + far * (n - 2 * v)
+        # In the middle of the half, every mode stands for itself and its conjugate.
+        weights = 1.0 / (1 + (v > 0) * (2 * v != n))
+        grid = scatter(self.values * xp.asarray_like(weights, self.values), u * half + v, m * half)
+        fft = xp.namespace(grid).fft
+        grid = grid.reshape(*grid.shape[:-1], m, half)
+        return fft.irfft(fft.ifft(grid, axis=-2, norm="ortho"), n, norm="ortho")
 
     def apply(self, x):
         m, (u, v) = self.shape[0], self._waves()

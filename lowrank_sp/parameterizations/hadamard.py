@@ -10,6 +10,7 @@ from .. import xp
 from ..coverage import covers
 from ..factors import Gauged, Multilinear, factorization
 from .bm import resized, sampled_product, whole_product
+from .channels import Channels
 from .outer import Outer
 
 __all__ = ["Hadamard", "khatri_rao"]
@@ -25,7 +26,7 @@ def khatri_rao(a: Array, b: Array) -> Array:
 
 @covers("P46")
 @factorization
-class Hadamard(Multilinear, Outer, Gauged):
+class Hadamard(Multilinear, Outer, Channels, Gauged):
     """W = (X1 Y1^H) o (X2 Y2^H), the form of FedPara and LoHa.
 
     Parameters
@@ -84,8 +85,15 @@ class Hadamard(Multilinear, Outer, Gauged):
     def dense(self):
         return (self.left @ xp.adjoint(self.right)) * (self.left2 @ xp.adjoint(self.right2))
 
-    def apply(self, x):
-        return (x @ khatri_rao(self.right, self.right2).conj()) @ khatri_rao(self.left, self.left2).mT
+    def narrow(self):
+        return xp.adjoint(khatri_rao(self.right, self.right2))[..., None, :, :]
+
+    def widen(self):
+        return khatri_rao(self.left, self.left2)[..., None, :, :]
+
+    def mix(self, thin):
+        """One block, whose channels are those of the output."""
+        return thin
 
     def entries(self, rows, cols):
         first = sampled_product(self.left, self.right, rows, cols)

@@ -124,11 +124,14 @@ class Kronecker(Multilinear, MatrixFactors, Configured, Gauged):
         return blocks.reshape(*blocks.shape[:-4], *self.shape)
 
     def apply(self, x):
-        b, d = self.left.shape[-1], self.right.shape[-1]
-        rows = x.reshape(*x.shape[:-1], 1, b, d)
-        half = rows @ self.right.mT[..., None, :, :, :]
-        full = (self.left[..., None, :, :, :] @ half).sum(-3)
-        return full.reshape(*full.shape[:-2], -1)
+        # All Y_k in one product for all rows; then b and k are one axis, over which the X_k sum.
+        (terms, a, b), (c, d) = self.left.shape[-3:], self.right.shape[-2:]
+        rows = x.reshape(*x.shape[:-2], -1, d)
+        half = rows @ self.right.reshape(*self.right.shape[:-3], terms * c, d).mT  # (..., rows b, K c)
+        left = xp.namespace(self.left).einsum("...kab->...abk", self.left)
+        left = left.reshape(*left.shape[:-3], 1, a, b * terms)
+        out = left @ half.reshape(*half.shape[:-2], -1, b * terms, c)
+        return out.reshape(*out.shape[:-2], a * c)
 
     def entries(self, rows, cols):
         c, d = self.right.shape[-2:]

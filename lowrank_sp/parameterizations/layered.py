@@ -12,44 +12,51 @@ from .kronecker import largest_divisor
 from .outer import Outer
 from .sided import Sided, Unconvertible
 
-__all__ = ["CoreChain", "HeadCP", "MixedCore", "TrainSlice"]
+__all__ = ["CoreChain", "HeadCP", "MixedCore", "Mixture", "TrainSlice", "along_weights", "mixed", "remainder"]
 
 Array = Any
 
 
-def _mixed(weights: Array, terms: Array) -> Array:
+def mixed(weights: Array, terms: Array) -> Array:
     """``sum_k w_k T_k`` for weights (..., K) and terms (..., K, a, b)."""
     flat = weights[..., None, :] @ terms.reshape(*terms.shape[:-2], -1)
     return flat.reshape(*weights.shape[:-1], *terms.shape[-2:])
 
 
-def _along(g: Array, weights: Array) -> tuple[Array, Array, Array]:
+def along_weights(g: Array, weights: Array) -> tuple[Array, Array, Array]:
     """What a gradient (..., K, a, b) is along the weights, what remains, and ``|w|^2`` with two axes of length 1.
 
     Only the first changes the mixture: the normal matrix of the terms is of rank one over k.
     """
     square = (abs(weights) ** 2).sum(-1)[..., None, None]
     tiny = float(xp.namespace(abs(weights)).finfo(abs(weights).dtype).tiny) ** 0.5
-    along = _mixed(weights, g) / (square + tiny)
+    along = mixed(weights, g) / (square + tiny)
     return along, g - weights.conj()[..., :, None, None] * along[..., None, :, :], square
 
 
-def _rest(rest: Array, damping: Any) -> Array:
+def remainder(rest: Array, damping: Any) -> Array:
     """The remainder over the damping, which alone weighs it; nothing where there is none."""
     amount = xp.expand(damping, 3)
     return rest * (amount > 0) / (amount + (amount == 0))
 
 
-class _Mixture(Sided, Unconvertible):
+class Mixture(Sided, Unconvertible):
     """A form with terms that only matter through one mixture: multilinear, but their normal matrix is singular."""
 
     expansion = Multilinear.expansion
     _substitute = Multilinear._substitute
 
+    @staticmethod
+    def _white_terms(weights: Array, g: Array, p: Array, q: Array, damping: Any) -> Array:
+        """Whitened terms (..., K, a, b) of a mixed core between factors with the Gram matrices p and q."""
+        along, rest, square = along_weights(g, weights)
+        white = whiten_core(p * square, q, along, damping)
+        return weights.conj()[..., :, None, None] * white[..., None, :, :] + remainder(rest, damping)
+
 
 @covers("P73")
 @factorization
-class MixedCore(_Mixture, Outer):
+class MixedCore(Mixture, Outer):
     """W = X (sum_k w_k G_k) Y^H: one layer of a Tucker tensor with cores in all three modes, FacT-TK.
 
     Parameters
@@ -93,7 +100,7 @@ class MixedCore(_Mixture, Outer):
 
     def core(self) -> Array:
         """``sum_k w_k G_k``, the core of the layer."""
-        return _mixed(self.weights, self.cores)
+        return mixed(self.weights, self.cores)
 
     def product(self):
         return self.left @ self.core(), self.right
@@ -119,14 +126,12 @@ class MixedCore(_Mixture, Outer):
                 a.reshape(*a.shape[:-2], -1) for a in (self.cores, p[..., None, :, :] @ self.cores @ q[..., None, :, :])
             ]
             return xp.solve_psd(flat[0].conj() @ flat[1].mT, g[..., None], damping)[..., 0]
-        along, rest, square = _along(g, self.weights)
-        white = whiten_core(p * square, q, along, damping)
-        return self.weights.conj()[..., :, None, None] * white[..., None, :, :] + _rest(rest, damping)
+        return self._white_terms(self.weights, g, p, q, damping)
 
 
 @covers("P75")
 @factorization
-class TrainSlice(_Mixture):
+class TrainSlice(Mixture):
     """W = X (sum_k w_k M_k)^H: one layer of a tensor train whose last mode is the layer.
 
     Parameters
@@ -171,7 +176,7 @@ class TrainSlice(_Mixture):
         return (shape[0], rank), (rank, shape[1], rank), (rank,)
 
     def product(self):
-        return self.left, _mixed(self.weights, self.middle)
+        return self.left, mixed(self.weights, self.middle)
 
     def _chained(self, index, cotangent):
         if index == 0:
@@ -188,9 +193,9 @@ class TrainSlice(_Mixture):
         if index == 2:
             flat = [a.reshape(*a.shape[:-2], -1) for a in (self.middle, self.middle @ gram[..., None, :, :])]
             return xp.solve_psd(flat[0].conj() @ flat[1].mT, g[..., None], damping)[..., 0]
-        along, rest, square = _along(g, self.weights)
+        along, rest, square = along_weights(g, self.weights)
         white = xp.divide_psd(along, gram * square, damping)
-        return self.weights.conj()[..., :, None, None] * white[..., None, :, :] + _rest(rest, damping)
+        return self.weights.conj()[..., :, None, None] * white[..., None, :, :] + remainder(rest, damping)
 
 
 @covers("P78")

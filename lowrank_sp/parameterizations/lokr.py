@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any, ClassVar
 
 from .. import xp
 from ..coverage import covers
 from ..factors import Configured, Gauged, Multilinear, factorization
 from .bm import BurerMonteiro, whole_product
+from .channels import Channels
 from .kronecker import Kronecker, largest_divisor
 from .sided import Arraywise, Unconvertible, divide
 
@@ -77,9 +77,6 @@ class _LowRankFactor(Arraywise, Multilinear, Unconvertible, Configured, Gauged):
     def entries(self, rows, cols):
         return self._kronecker.entries(rows, cols)
 
-    @abstractmethod
-    def apply(self, x): ...
-
     def partial(self, index, g):
         if index == 0:
             return self._kronecker.partial(self.place, g)[..., 0, :, :]
@@ -106,7 +103,7 @@ class _LowRankFactor(Arraywise, Multilinear, Unconvertible, Configured, Gauged):
 
 @covers("P49", "D32")
 @factorization
-class LoKr(_LowRankFactor):
+class LoKr(_LowRankFactor, Channels):
     """W = C (x) X Y^H: LoKr with the low rank on the large factor, as first published.
 
     Parameters
@@ -134,11 +131,16 @@ class LoKr(_LowRankFactor):
     left: Array
     right: Array
 
-    def apply(self, x):
-        b, d = self.full.shape[-1], self.right.shape[-2]
-        thin = x.reshape(*x.shape[:-1], b, d) @ self.right.conj()[..., None, :, :]
-        out = (self.full[..., None, :, :] @ thin) @ self.left.mT[..., None, :, :]
-        return out.reshape(*out.shape[:-2], -1)
+    def narrow(self):
+        return xp.adjoint(self.right)[..., None, :, :]
+
+    def widen(self):
+        return self.left[..., None, :, :]
+
+    def mix(self, thin):
+        """C on the b blocks of every row: with the channels in front, that is one product for all rows."""
+        rows = thin.reshape(*thin.shape[:-3], 1, -1, self.full.shape[-1])
+        return (rows @ self.full.mT[..., None, :, :]).reshape(*thin.shape[:-1], -1)
 
 
 @covers("P49", "D32")
@@ -173,6 +175,7 @@ class LoKrSmall(_LowRankFactor):
 
     def apply(self, x):
         b, d = self.right.shape[-2], self.full.shape[-1]
-        half = x.reshape(*x.shape[:-1], b, d) @ self.full.mT[..., None, :, :]
-        out = self.left[..., None, :, :] @ (xp.adjoint(self.right)[..., None, :, :] @ half)
-        return out.reshape(*out.shape[:-2], -1)
+        thin = xp.adjoint(self.right)[..., None, :, :] @ x.reshape(*x.shape[:-1], b, d)  # (..., k, r, n / b)
+        half = thin.reshape(*thin.shape[:-3], -1, d) @ self.full.mT  # (..., k r, m / a)
+        out = self.left[..., None, :, :] @ half.reshape(*thin.shape[:-1], self.full.shape[-2])
+        return out.reshape(*out.shape[:-2], self.shape[0])

@@ -69,9 +69,9 @@ class DeLoRA(Sided, Unconvertible, Outer):
         return _unit(self.left), _unit(self.right)
 
     def product(self):
-        left, right = self._directions()
-        share = self.strength[..., None, :] / self.left.shape[-1]
-        return share * left, self.norms[..., :, None] * right
+        # One factor for every column, so that autograd keeps no other array of this size than the result.
+        share = self.strength[..., None, :] / self.left.shape[-1] / _length(self.left)
+        return self.left * share, self.norms[..., :, None] * _unit(self.right)
 
     def _chained(self, index, cotangent):
         left, right = self._directions()
@@ -104,7 +104,7 @@ class DeLoRA(Sided, Unconvertible, Outer):
 def _length(a: Array) -> Array:
     """Norms of the columns, away from zero."""
     tiny = float(xp.namespace(abs(a)).finfo(abs(a).dtype).tiny) ** 0.5
-    return (abs(a) ** 2).sum(-2)[..., None, :] ** 0.5 + tiny
+    return xp.square(a).sum(-2)[..., None, :] ** 0.5 + tiny
 
 
 def _unit(a: Array) -> Array:

@@ -98,8 +98,10 @@ class RaSA(SidedSum, Configured, Outer):
         return _beside(self.left, self.left_pool), _beside(self.right, self.right_pool)
 
     def product(self):
-        left, right = self._sides()
-        return left * self.values[..., None, :], right
+        # Scaled before they are put side by side, so that autograd keeps no array of this size but the results.
+        own, row = self.left.shape[-1], self.values[..., None, :]
+        left = _beside(self.left * row[..., :own], self.left_pool * row[..., own:])
+        return left, _beside(self.right, self.right_pool)
 
     def _orders(self, direction):
         (left, right), (dl, dr) = self._sides(), direction._sides()
@@ -141,9 +143,8 @@ class BSLoRA(SidedSum, Configured, Outer):
 
     Notes
     -----
-    Shared factors are cut to the size of the module, one of the three published shape transforms. The gate
-    transform has rank one whatever its parameters, and the Kronecker transform is `LoKr` with a factor of low
-    rank; neither is here. Rows of shared factors beyond the module have no gradient and do not move.
+    Shared factors are cut to the size of the module, one of the three published shape transforms; the others are
+    `BSLoRAGate` and `BSLoRAKronecker`. Rows of shared factors beyond the module have no gradient and do not move.
     ``BSLoRA.of(M, N)`` is the form with shared factors of that size; `BSLoRA` itself takes those of the module.
     The factor 2 of the published method is left to the scale. To share is up to whoever
     holds the arrays. Source: :cite:`zhou2025bslora`; equations (28)-(30) of :cite:`he2026unified`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..coverage import covers
 from ..factors import Configured, Multilinear, factorization
 from ..rearrange import Tiling, is_array
 from .bm import resized, thin_svd, whole_product
+from .channels import Channels
 from .sided import Arraywise
 
 __all__ = ["RaggedGrid"]
@@ -28,7 +30,7 @@ class _Block(NamedTuple):
 
 @covers("P45")
 @factorization
-class RaggedGrid(Arraywise, Multilinear, Configured):
+class RaggedGrid(Arraywise, Multilinear, Channels, Configured):
     """A grid of blocks ``X_ij Y_ij^H``, each with its own rank: Localized LoRA with ranks per block.
 
     Parameters
@@ -42,8 +44,9 @@ class RaggedGrid(Arraywise, Multilinear, Configured):
     -----
     ``RaggedGrid.of([[2, 0], [1, 3]])`` is a 2 x 2 grid with these ranks, and `RaggedGrid` itself has the ranks
     ``[[1, 1], [0, 1]]``; a zero leaves a block empty, so that block diagonals with their own ranks are among
-    them. The size of this form multiplies all ranks. The parameters are ``(m / I + n / J) R``. A row costs one
-    product per row and per column of blocks. `from_product` truncates the SVD of every block.
+    them. The size of this form multiplies all ranks. The parameters are ``(m / I + n / J) R``. A row of x
+    meets every row and every column of blocks once, with ranks padded to the largest. `from_product` truncates the
+    SVD of every block.
     Source: :cite:`barazandeh2025localized`, which allows for it but uses equal ranks (`BlockGrid`).
 
     Examples
@@ -136,22 +139,35 @@ class RaggedGrid(Arraywise, Multilinear, Configured):
     def _own_blocks(self) -> list[_Block]:
         return self._blocks(self.left.shape[-1])
 
+    @classmethod
+    def _grid(cls) -> tuple[int, int]:
+        """Numbers of rows and of columns of blocks."""
+        return len(cls._ranks()), len(cls._ranks()[0])
+
     def _rows(self) -> list[slice]:
         """The columns that belong to every row of blocks, which follow one another."""
-        ends = np.cumsum([0, *(sum(row) for row in self._ranks())]) * (
-            self.left.shape[-1] // sum(map(sum, self._ranks()))
-        )
-        return [slice(a, b) for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+        size = self.left.shape[-1] // sum(map(sum, self._ranks()))
+        ends = [0, *accumulate(size * sum(row) for row in self._ranks())]
+        return [slice(a, b) for a, b in pairwise(ends)]
 
     def dense(self):
         eye = xp.asarray_like(xp.namespace(self.left).eye(self.shape[1]), self.left)
         return self.apply(eye).mT
 
-    def apply(self, x):
-        q, cat = self.right.shape[-2], xp.namespace(x, self.left).concatenate
-        parts = [x[..., b.col * q : (b.col + 1) * q] @ self.right[..., b.columns].conj() for b in self._own_blocks()]
-        thin = cat(parts, -1)
-        return cat([thin[..., columns] @ self.left[..., columns].mT for columns in self._rows()], -1)
+    def narrow(self):
+        table = [[self.right[..., b.columns] for b in self._own_blocks() if b.col == j] for j in range(self._grid()[1])]
+        return xp.adjoint(_padded(table, self.right[..., :1], -1))
+
+    def widen(self):
+        return _padded([[self.left[..., columns]] for columns in self._rows()], self.left[..., :1], -1)
+
+    def mix(self, thin):
+        """Channels come by columns of blocks and leave by rows of blocks."""
+        table, used = [[] for _ in range(self._grid()[0])], [0] * self._grid()[1]
+        for b in self._own_blocks():
+            start, used[b.col] = used[b.col], used[b.col] + b.columns.stop - b.columns.start
+            table[b.row].append(thin[..., b.col, start : used[b.col], :])
+        return _padded(table, thin[..., 0, :1, :], -2)
 
     def entries(self, rows, cols):
         p, q = self.left.shape[-2], self.right.shape[-2]
@@ -199,3 +215,15 @@ class RaggedGrid(Arraywise, Multilinear, Configured):
         other = self.arrays()[1 - index]
         parts = [xp.divide_psd(g[..., b.columns], xp.gram(other[..., b.columns]), damping) for b in self._own_blocks()]
         return xp.namespace(g).concatenate(parts, -1)
+
+
+def _padded(table: list[list[Array]], one: Array, axis: int) -> Array:
+    """The arrays of every list side by side along ``axis``, with zeros up to the longest; then all stacked before.
+
+    ``one`` is what a single zero looks like.
+    """
+    backend = xp.namespace(one)
+    zero = backend.zeros_like(one)
+    sizes = [sum(a.shape[axis] for a in row) for row in table]
+    wide = [row + [zero] * (max(sizes) - size) for row, size in zip(table, sizes, strict=True)]
+    return backend.stack([backend.concatenate(row, axis) for row in wide], -3)

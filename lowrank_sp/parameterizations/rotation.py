@@ -19,6 +19,9 @@ __all__ = ["BlockRotation", "Butterfly", "Multiplicative", "square_side"]
 
 Array = Any
 
+# Blocks up to this side are dense in practice: a product with them takes less time than moving the rows about.
+LARGEST_BLOCK = 128
+
 
 class Multiplicative(ByFactor, Unconvertible):
     """A square matrix P that multiplies a weight, ``W P``, and starts at the identity.
@@ -90,9 +93,10 @@ class Butterfly(Multiplicative, Configured):
     pair half blocks at the distance ``2^i``. The size of this form is the side b of a block, even for more than
     one factor; `Butterfly` itself has two factors and ``Butterfly.of(f)`` has f; `BlockRotation` is the one
     with one, the form of OFT. Only with one are ``entries`` read without forming P. ``apply`` takes n b
-    products per row and factor, on the rows themselves. The parameters are ``f n (b - 1) / 2``. ``whiten``
-    treats the factors as independent, and is exact for one of them, real. Rotations whose blocks have an
-    eigenvalue -1 are not reached.
+    products per row and factor, on the rows themselves; or, for many rows, n c of them with the dense blocks of P,
+    whose side ``c = b 2^(f-1)`` is that of all factors together, while c is at most 128. The parameters are
+    ``f n (b - 1) / 2``. ``whiten`` treats the factors as independent, and is exact for one of them, real. Rotations
+    whose blocks have an eigenvalue -1 are not reached.
 
     The surveys give no parameterization; this is the one of :cite:`qiu2023oft` and :cite:`liu2024boft`, with the
     signs and the order of PEFT, at whose parameters ``apply`` rotates activations as PEFT does.
@@ -164,6 +168,15 @@ class Butterfly(Multiplicative, Configured):
         rows = self._grouped(x, factor).swapaxes(-3, -2)
         return self._ungrouped((rows @ blocks).swapaxes(-3, -2), factor)
 
+    def _blockwise(self, x: Array, blocks: Array) -> Array:
+        """Rows (..., k, n) times the block diagonal of the transposes of blocks (..., n / c, c, c) of any side.
+
+        With the activations as columns, which need not be moved for that: a narrow block times long columns.
+        """
+        columns = x.mT.reshape(*x.shape[:-2], -1, blocks.shape[-1], x.shape[-2])
+        out = blocks @ columns
+        return out.reshape(*out.shape[:-3], -1, out.shape[-1]).mT
+
     @property
     def _count(self) -> int:
         return self.angles.shape[-3]
@@ -175,10 +188,30 @@ class Butterfly(Multiplicative, Configured):
         return self.apply(eye + 0 * self.angles[..., 0, :1, :1]).mT
 
     def apply(self, x):
+        if self._count == 1:
+            return self._blockwise(x, self._cayley()[0][..., 0, :, :, :])
+        if self._span < x.shape[-2] and self._span <= LARGEST_BLOCK:
+            return self._blockwise(x, self._composed())
+        return self._stepwise(x)
+
+    def _stepwise(self, x: Array) -> Array:
+        """Factor after factor."""
         blocks = self._cayley()[0]
         for i in reversed(range(self._count)):
             x = self._times(x, blocks[..., i, :, :, :].mT, i)
         return x
+
+    @property
+    def _span(self) -> int:
+        """The side of the diagonal blocks that all factors together have."""
+        return self._side << (self._count - 1)
+
+    def _composed(self) -> Array:
+        """These blocks of P: (..., n / span, span, span), from as many rows as one of them has."""
+        n, span = self.shape[0], self._span
+        eye = xp.asarray_like(np.tile(np.eye(span), (1, n // span)), self.angles)
+        rows = self._stepwise(eye + 0 * self.angles[..., 0, :1, :1])
+        return rows.reshape(*rows.shape[:-1], -1, span).swapaxes(-3, -2).mT
 
     def entries(self, rows, cols):
         if self._count > 1:

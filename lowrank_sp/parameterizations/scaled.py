@@ -10,7 +10,7 @@ from ..factors import Multilinear, factorization
 from ..spaces import FIXED, FLAT
 from .bm import resized
 from .outer import Outer
-from .sided import Sided, Unconvertible, divide
+from .sided import FixedSide, Sided, Unconvertible, divide
 
 __all__ = ["TiedLoRA", "VeRA"]
 
@@ -76,7 +76,7 @@ class _Scaled(Sided, Multilinear, Outer):
 
 @covers("P61")
 @factorization
-class VeRA(_Scaled, Unconvertible):
+class VeRA(_Scaled, FixedSide, Unconvertible):
     """W = diag(b) B diag(d) A^H with fixed random A and B.
 
     Parameters
@@ -108,6 +108,21 @@ class VeRA(_Scaled, Unconvertible):
     right: Array
 
     spaces = (FLAT, FIXED, FLAT, FIXED)
+
+    @property
+    def fixed_side(self):
+        return 1
+
+    def fixed(self):
+        return self.right
+
+    def moving(self):
+        return self.product()[0]
+
+    def pull_moving(self, cotangent):
+        both = self.left.conj() * cotangent
+        scales = (both @ self.values.conj()[..., :, None])[..., 0]
+        return scales, None, (self.scales.conj()[..., None, :] @ both)[..., 0, :], None
 
 
 @covers("P62")

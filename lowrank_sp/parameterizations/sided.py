@@ -10,7 +10,7 @@ from ..factors import ByFactor, Configured, MatrixFactors
 from ..spaces import FIXED
 from .bm import BurerMonteiro, sampled_product
 
-__all__ = ["Arraywise", "OfShape", "Sided", "SidedSum", "Unconvertible", "divide", "shape_of", "zeros"]
+__all__ = ["Arraywise", "FixedSide", "OfShape", "Sided", "SidedSum", "Unconvertible", "divide", "shape_of", "zeros"]
 
 Array = Any
 
@@ -112,6 +112,27 @@ class Sided(Arraywise):
         return type(self)(
             *[zeros(a) if space is FIXED else self._chained(i, cotangents[k]) for i, (k, space, a) in parts]
         )
+
+
+class FixedSide(MatrixFactors):
+    """A form with one side of ``product()`` fixed, the one with the number ``fixed_side``."""
+
+    @property
+    @abstractmethod
+    def fixed_side(self) -> int:
+        """0 where the left side is fixed, 1 where the right one is."""
+
+    @abstractmethod
+    def fixed(self) -> Array:
+        """This side, from fixed arrays alone: no copy of what is large."""
+
+    @abstractmethod
+    def moving(self) -> Array:
+        """The other one."""
+
+    @abstractmethod
+    def pull_moving(self, cotangent: Array) -> tuple[Array | None, ...]:
+        """Gradients of the arrays, in their order, from that of the moving side; None for fixed arrays."""
 
 
 class SidedSum(Sided):

@@ -42,8 +42,31 @@ def bond_ranks(shape: tuple[int, ...], rank: Any) -> tuple[int, ...]:
     return tuple(ranks)
 
 
-class TrainImage(TensorFactors):
+class TrainImage(TensorFactors, ByOrder):
     """The tensor ``G_1[:, i_1, :] G_2[:, i_2, :] ... G_d[:, i_d, :]``, whatever its differential."""
+
+    zeros = ("core0",)
+
+    @classmethod
+    def of(cls, order: int) -> type[Self]:
+        """The form for tensors with ``order`` modes."""
+        order = check_order(order)
+        return cls.configured(f"{cls._base().__name__}{order}", order)
+
+    @classmethod
+    def _of_arrays(cls, arrays):
+        return cls.of(len(arrays))
+
+    @classmethod
+    def _fields(cls, order):
+        return {f"core{k}": 3 for k in range(order)}
+
+    @classmethod
+    def from_tensor(cls, tensor, rank):
+        """TT-SVD."""
+        form = cls if cls.names else cls.of(tensor.ndim)
+        order = len(form.names)
+        return form(*trains.decompose(tensor, order, bond_ranks(tuple(tensor.shape[-order:]), rank)))
 
     @classmethod
     def shapes(cls, shape, rank):
@@ -118,7 +141,7 @@ class TrainImage(TensorFactors):
 
 
 @covers("P75", "P76")
-class TensorTrain(Multilinear, TrainImage, ByOrder, Gauged):
+class TensorTrain(Multilinear, TrainImage, Gauged):
     """``W[i_1, ..., i_d] = G_1[:, i_1, :] G_2[:, i_2, :] ... G_d[:, i_d, :]``, the tensor train.
 
     Parameters
@@ -137,29 +160,6 @@ class TensorTrain(Multilinear, TrainImage, ByOrder, Gauged):
     >>> TensorTrain(np.ones((1, 2, 1)), np.array([[[1.0], [2.0]]])).dense().tolist()
     [[1.0, 2.0], [1.0, 2.0]]
     """
-
-    zeros = ("core0",)
-
-    @classmethod
-    def of(cls, order: int) -> type[Self]:
-        """The form for tensors with ``order`` modes."""
-        order = check_order(order)
-        return cls.configured(f"TensorTrain{order}", order)
-
-    @classmethod
-    def _of_arrays(cls, arrays):
-        return cls.of(len(arrays))
-
-    @classmethod
-    def _fields(cls, order):
-        return {f"core{k}": 3 for k in range(order)}
-
-    @classmethod
-    def from_tensor(cls, tensor, rank):
-        """TT-SVD."""
-        form = cls if cls.names else cls.of(tensor.ndim)
-        order = len(form.names)
-        return form(*trains.decompose(tensor, order, bond_ranks(tuple(tensor.shape[-order:]), rank)))
 
     def embedded(self, factors):
         return type(self)(*[u[..., None, :, :] @ core for u, core in zip(factors, self.arrays(), strict=True)])

@@ -7,10 +7,8 @@ from typing import Any, Self
 
 from .. import trains, xp
 from ..coverage import covers
-from ..factors import ByOrder
 from ..spaces import FLAT, STIEFEL, Space
-from .tensor import check_order
-from .tt import TensorTrain, TrainImage, bond_ranks
+from .tt import TensorTrain, TrainImage
 
 __all__ = ["LEFT_ORTHOGONAL", "FixedRankTrain"]
 
@@ -40,7 +38,7 @@ LEFT_ORTHOGONAL = LeftOrthogonal()
 
 
 @covers("O16")
-class FixedRankTrain(TrainImage, ByOrder):
+class FixedRankTrain(TrainImage):
     """A tensor train with left-orthogonal cores, on the manifold of tensors with these ranks.
 
     A tangent vector ``sum_k U_1 ... U_{k-1} D_k V_{k+1} ... V_d``, with the U the cores themselves, the V their
@@ -60,33 +58,11 @@ class FixedRankTrain(TrainImage, ByOrder):
     completion :cite:`steinlechner2016tt`.
     """
 
-    zeros = ("core0",)
     polynomial = False
-
-    @classmethod
-    def of(cls, order: int) -> type[Self]:
-        """The form for tensors with ``order`` modes."""
-        order = check_order(order)
-        return cls.configured(f"FixedRankTrain{order}", order)
-
-    @classmethod
-    def _of_arrays(cls, arrays):
-        return cls.of(len(arrays))
-
-    @classmethod
-    def _fields(cls, order):
-        return {f"core{k}": 3 for k in range(order)}
 
     @classmethod
     def _spaces(cls, order):
         return (LEFT_ORTHOGONAL,) * (order - 1) + (FLAT,)
-
-    @classmethod
-    def from_tensor(cls, tensor, rank):
-        """TT-SVD."""
-        form = cls if cls.names else cls.of(tensor.ndim)
-        order = len(form.names)
-        return form(*trains.decompose(tensor, order, bond_ranks(tuple(tensor.shape[-order:]), rank)))
 
     def embedded(self, factors):
         cores = [u[..., None, :, :] @ core for u, core in zip(factors, self.arrays(), strict=True)]

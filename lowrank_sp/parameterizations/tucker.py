@@ -15,7 +15,7 @@ from .core import Core
 from .diagonalization import compressed, leading_bases
 from .tensor import TensorFactors, check_order
 
-__all__ = ["Tucker"]
+__all__ = ["Tucker", "whitened_core"]
 
 Array = Any
 
@@ -190,7 +190,7 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
                     weighted = mode_product(weighted, grams[j], j, d)
             flat = unfold(core, k, d)
             seen.append(xp.divide_psd(g, unfold(weighted, k, d) @ xp.adjoint(flat), damping))
-        return type(self)(_whitened_core(grad.arrays()[0], grams, d, damping), *seen)
+        return type(self)(whitened_core(grad.arrays()[0], grams, d, damping), *seen)
 
     def gauge(self, q):
         core, first, *rest = self.arrays()
@@ -215,7 +215,7 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
         return cls(core, *factors)
 
 
-def _whitened_core(g: Array, grams: dict[int, Array], order: int, damping: Any) -> Array:
+def whitened_core(g: Array, grams: dict[int, Array], order: int, damping: Any) -> Array:
     """Solve ``x x_1 P_1 ... x_d P_d + damping x = g`` for the Hermitian PSD matrices P of some modes."""
     backend, bases = xp.namespace(g), {}
     scales: Any = 1.0

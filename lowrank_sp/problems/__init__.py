@@ -7,6 +7,7 @@ from .ensembles import DenseEnsemble, Ensemble, QuadraticEnsemble, RankOneEnsemb
 from .factorization import MatrixFactorization
 from .hankel import HankelCompletion
 from .robust import RobustPCA, RobustSensing
+from .robust_entries import RobustCompletion
 from .sensing import MatrixSensing
 from .tensor import TensorCompletion, TensorFactorization, TensorSensing
 from .tensor_robust import RobustTensorPCA
@@ -23,6 +24,7 @@ __all__ = [
     "PauliEnsemble",
     "QuadraticEnsemble",
     "RankOneEnsemble",
+    "RobustCompletion",
     "RobustPCA",
     "RobustSensing",
     "RobustTensorPCA",

@@ -15,6 +15,7 @@ from .checks import LinearMap, as_data, check_shape
 __all__ = [
     "DenseEnsemble",
     "Ensemble",
+    "MaskedEnsemble",
     "QuadraticEnsemble",
     "RankOneEnsemble",
     "SubsampledOrthogonal",
@@ -23,6 +24,9 @@ __all__ = [
 ]
 
 Array = Any
+
+# Numbers of a block of stored matrices that stays in cache while it meets several vectors.
+CACHED = 1 << 16
 
 
 class Ensemble(ABC):
@@ -102,15 +106,27 @@ class DenseEnsemble(Ensemble):
 
     def measure(self, sums):
         matrices = [sum_dense(points) for points in sums]
-        if type(matrices[0]) is np.ndarray and matrices[0].ndim == 2:  # matrix-vector products beat a flat GEMM
-            return [self.rows.conj() @ w.reshape(-1) for w in matrices]
+        if type(matrices[0]) is np.ndarray and matrices[0].ndim == 2:
+            return self._products([w.reshape(-1) for w in matrices])
         return list(_stacked(matrices) @ self.rows.conj().mT)
+
+    def _products(self, vectors: list[np.ndarray]) -> list[np.ndarray]:
+        """All of them in one pass over the matrices, which memory limits: matrix-vector products of blocks in cache."""
+        step = max(1, CACHED // self.rows.shape[1])
+        if len(vectors) == 1 or self.count <= step:
+            return [self.rows.conj() @ v for v in vectors]
+        out = [np.empty(self.count, np.result_type(self.rows, v)) for v in vectors]
+        for start in range(0, self.count, step):
+            block = self.rows[start : start + step].conj()
+            for v, image in zip(vectors, out, strict=True):
+                image[start : start + step] = block @ v
+        return out
 
     def adjoint(self, y):
         return (y @ self.rows).reshape(*y.shape[:-1], *self.shape)
 
     def like(self):
-        return self.rows
+        return self.rows[:1]
 
 
 class WrappedOperator(Ensemble):
@@ -142,6 +158,32 @@ class WrappedOperator(Ensemble):
 
     def like(self):
         return np.zeros(1, dtype=np.result_type(self.operator.dtype or np.float64, np.float64))
+
+
+class MaskedEnsemble(Ensemble):
+    """Some of the measurements of a map, the others zero: no copy of what the map stores.
+
+    Parameters
+    ----------
+    operator : Ensemble
+    mask : boolean array (N,)
+    """
+
+    def __init__(self, operator: Ensemble, mask: Array):
+        self.operator, self.mask = operator, mask
+        self.shape, self.count = operator.shape, operator.count
+
+    def measure(self, sums):
+        return [self.mask * y for y in self.operator.measure(sums)]
+
+    def adjoint(self, y):
+        return self.operator.adjoint(self.mask * y)
+
+    def surrogate(self, y):
+        return self.operator.surrogate(self.mask * y)
+
+    def like(self):
+        return self.operator.like()
 
 
 class RankOneEnsemble(Ensemble):

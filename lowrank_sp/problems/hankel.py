@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,36 @@ __all__ = ["HankelCompletion", "HankelMatrix", "antidiagonal_means"]
 Array = Any
 
 
+class Transforms:
+    """Fourier transforms of the columns of factors; those of the last few are remembered.
+
+    A factor is recognised by identity, and by its values or version, so that changes in place do no harm. Tensors
+    that need gradients are transformed anew: a remembered transform would keep their graph.
+    """
+
+    KEPT = 6  # a point, a direction, and the point before
+
+    def __init__(self):
+        self._known: list[tuple[Array, Any, bool, Array]] = []
+
+    def of(self, factor: Array, conjugate: bool, length: int) -> Array:
+        """The transform of ``factor`` (..., k, r), or of its conjugate, padded with zeros to ``length``."""
+        conjugate = conjugate and _is_complex(factor)
+        for array, mark, flag, spectrum in self._known:
+            if array is factor and flag == conjugate and spectrum.shape[-2] == length and _unchanged(array, mark):
+                return spectrum
+        spectrum = _fft(factor).fft(factor.conj() if conjugate else factor, length, -2)
+        if not (xp.is_torch(factor) and (factor.requires_grad or factor.is_inference())):
+            mark = factor._version if xp.is_torch(factor) else factor.copy()
+            self._known = [(factor, mark, conjugate, spectrum), *self._known[: self.KEPT - 1]]
+        return spectrum
+
+
+def _unchanged(array: Array, mark: Any) -> bool:
+    """Whether an array is as it was when the mark was taken: a copy costs far less than a transform."""
+    return array._version == mark if xp.is_torch(array) else np.array_equal(array, mark)
+
+
 class HankelMatrix:
     """The matrix ``z_(i+j)`` of ``shape``, times thin matrices by FFT; never formed.
 
@@ -24,36 +55,58 @@ class HankelMatrix:
     ----------
     signal : array (..., m + n - 1)
     shape : (m, n)
+    transforms : Transforms, optional
+        Shared with whatever transforms the same factors.
     """
 
-    def __init__(self, signal: Array, shape: tuple[int, int]):
+    def __init__(self, signal: Array, shape: tuple[int, int], transforms: Transforms | None = None):
         self.signal, self.shape = signal, shape
+        self.transforms = Transforms() if transforms is None else transforms
+        self.conjugated = False
         self._spectrum: Any = None
 
     def adjoint(self) -> HankelMatrix:
-        return HankelMatrix(self.signal.conj(), (self.shape[1], self.shape[0]))
+        other = HankelMatrix(self.signal, self.shape[::-1], self.transforms)
+        other.conjugated, other._spectrum = not self.conjugated, self._spectrum
+        return other
 
     def __matmul__(self, x: Array) -> Array:
-        m, n = self.shape
-        fft, length = xp.namespace(self.signal).fft, _fft_length(m + n - 1)
+        """A correlation: the transform of the signal times the conjugate one of x, or for the adjoint of conj(x)."""
+        length = _fft_length(sum(self.shape) - 1)
+        fft = _fft(self.signal)
         if self._spectrum is None:
             self._spectrum = fft.fft(self.signal, length)
-        flipped = x[..., ::-1, :] if not xp.is_torch(x) else x.flip(-2)
-        product = fft.ifft(self._spectrum[..., None] * fft.fft(flipped, length, -2), length, -2)
-        out = product[..., n - 1 : n - 1 + m, :]
-        return out if _is_complex(x) or _is_complex(self.signal) else out.real
+        spectrum = self.transforms.of(x, not self.conjugated, length)
+        out = fft.ifft(self._spectrum[..., None] * spectrum.conj(), length, -2)[..., : self.shape[0], :]
+        if not (_is_complex(x) or _is_complex(self.signal)):
+            return out.real
+        if not self.conjugated:
+            return out
+        return out.conj_physical() if xp.is_torch(out) else out.conj()
 
 
-def antidiagonal_means(left: Array, right: Array) -> Array:
+def antidiagonal_means(left: Array, right: Array, transforms: Transforms | None = None) -> Array:
     """The signal (..., m + n - 1) whose Hankel matrix is nearest to ``left right^H``."""
+    xp.namespace(left, right)
+    transforms = Transforms() if transforms is None else transforms
     size = left.shape[-2] + right.shape[-2] - 1
-    fft, length = xp.namespace(left, right).fft, _fft_length(size)
-    spectra = fft.fft(left, length, -2) * fft.fft(right.conj(), length, -2)
-    sums = fft.ifft(spectra.sum(-1), length)[..., :size]
+    length = _fft_length(size)
+    spectra = transforms.of(left, False, length) * transforms.of(right, True, length)
+    sums = _fft(left).ifft(spectra.sum(-1), length)[..., :size]
     sums = sums if _is_complex(left) or _is_complex(right) else sums.real
     return sums / xp.asarray_like(_weights(left.shape[-2], right.shape[-2]), sums)
 
 
+def _fft(like: Array) -> Any:
+    """torch's transforms, or scipy's, which keep single precision and vectorize over columns."""
+    if xp.is_torch(like):
+        return xp.namespace(like).fft
+    import scipy.fft
+
+    return scipy.fft
+
+
+@lru_cache(maxsize=8)
 def _weights(m: int, n: int) -> np.ndarray:
     """How often each sample occurs in the Hankel matrix."""
     k = np.arange(1, m + n)
@@ -176,10 +229,10 @@ class HankelCompletion(LeastSquares):
         if len(set(positions.tolist())) < positions.shape[0]:
             raise ValueError("positions repeats samples; average repeated observations first")
         self.observed = positions.shape[0] / length
-        self.weights = xp.asarray_like(_weights(*self.shape), values.real)
+        self.weights = 1 * xp.asarray_like(_weights(*self.shape), values.real)  # those that are kept stay private
         self._mask, self._samples = _scatter(positions, values, int(length))
         self.data: Any = HankelImage(self, (), 0 * self._samples, self._samples)
-        self.refresh, self.truth = 1, truth
+        self.refresh, self.truth, self._transforms = 1, truth, Transforms()
         self.scale = float(xp.to_numpy(self.inner(self.data, self.data)))
 
     def signal(self, point: MatrixFactors) -> Array:
@@ -204,13 +257,13 @@ class HankelCompletion(LeastSquares):
         out = []
         for points in sums:
             terms = tuple((1.0, *p.product()) for p in points)
-            signal: Any = sum(antidiagonal_means(left, right) for _, left, right in terms)
+            signal: Any = sum(antidiagonal_means(left, right, self._transforms) for _, left, right in terms)
             out.append(HankelImage(self, terms, signal, self._mask * signal))
         return out
 
     def backproject(self, residual):
         z = residual.misfit / self.observed - residual.signal
-        return _HankelGradient(residual.terms, HankelMatrix(z, self.shape))
+        return _HankelGradient(residual.terms, HankelMatrix(z, self.shape, self._transforms))
 
     def inner(self, a, b):
         return a.fit(b) + a.excess(b)

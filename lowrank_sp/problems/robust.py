@@ -14,9 +14,10 @@ from ..frames import as_array, is_frame
 from ..operators import is_sparse, sparse_entries
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import as_data, check_shape, warn_unobserved
+from .completion import MatrixCompletion
 from .ensembles import as_ensemble
 
-__all__ = ["RobustPCA", "RobustSensing", "keep_largest"]
+__all__ = ["RobustPCA", "RobustSensing", "check_shares", "keep_largest"]
 
 Array = Any
 
@@ -46,6 +47,15 @@ def _order_statistic(values: Array, index: int) -> Array:
     return np.partition(np.ascontiguousarray(values), index, axis=-1)[..., index : index + 1]
 
 
+def check_shares(outliers: float, factor: float) -> tuple[float, float]:
+    """The share of outliers, and that which the iterations trim."""
+    if not 0 < outliers < 0.5:
+        raise ValueError(f"outliers must lie in (0, 0.5), got {outliers}")
+    if not (factor >= 1 and factor * outliers < 1):
+        raise ValueError(f"factor must lie in [1, 1 / outliers) = [1, {1 / outliers:g}), got {factor}")
+    return float(outliers), float(factor * outliers)
+
+
 @covers("S05")
 class RobustPCA(LeastSquares):
     """A low-rank matrix plus sparse outliers: ``A = W + S`` with S sparse in every row and column.
@@ -61,7 +71,7 @@ class RobustPCA(LeastSquares):
     matrix : array (..., m, n)
         A, with NaN for unknown entries: they have no part in the loss. A scipy sparse matrix or sparse torch tensor
         has the stored entries, zeros included, as the known ones, and a DataFrame those that are not NA. Arrays
-        (m, n) are formed in any case.
+        (m, n) are formed in any case; `RobustCompletion` forms none.
     outliers : float
         Largest share of outliers in any row or column, in (0, 0.5). An estimate from above is safe. With unknown
         entries it refers to the row, and the column, with the most known ones.
@@ -108,11 +118,7 @@ class RobustPCA(LeastSquares):
         self._trim(outliers, factor)
 
     def _trim(self, outliers: float, factor: float) -> None:
-        if not 0 < outliers < 0.5:
-            raise ValueError(f"outliers must lie in (0, 0.5), got {outliers}")
-        if not (factor >= 1 and factor * outliers < 1):
-            raise ValueError(f"factor must lie in [1, 1 / outliers) = [1, {1 / outliers:g}), got {factor}")
-        self.outliers, self.share = float(outliers), float(factor * outliers)
+        self.outliers, self.share = check_shares(outliers, factor)
         self._trimmed = self.data - keep_largest(self.data, self.outliers, self.counts)
         self.scale = float(xp.to_numpy(self.inner(self._trimmed, self._trimmed)).max())
 
@@ -126,9 +132,32 @@ class RobustPCA(LeastSquares):
         """The array (..., m, n) with zeros where A is unknown."""
         return array if self.known is None else array * self.known
 
+    def leftover(self, point: Any) -> Array:
+        """``A - W`` where A is known, zero elsewhere, (..., m, n)."""
+        return self.masked(self.data - point.dense())
+
+    def known_part(self, values: Array) -> Array:
+        """The values (m, n) at the known entries, with as many axes as they come."""
+        return values if self.known is None else values[self.known]
+
+    def largest_share(self, mask: Array) -> float:
+        """The largest share of true entries in any row or column, of ``counts``."""
+        rows, cols = self.counts
+        return max(float(mask.sum(-1).max()) / rows, float(mask.sum(-2).max()) / cols)
+
+    def without(self, mask: Array) -> MatrixCompletion:
+        """The completion problem of the known entries that are not under a mask (m, n)."""
+        keep = ~mask if self.known is None else self.known & ~mask
+        where = keep.nonzero(as_tuple=True) if xp.is_torch(keep) else keep.nonzero()
+        return MatrixCompletion(*where, self.data[keep], self.shape)
+
+    def as_sparse(self, values: Array) -> Array:
+        """Values (m, n) as the container of the sparse part: an array, for arrays."""
+        return values
+
     def sparse_part(self, point: Any) -> Array:
         """S = T(A - F(x)), an array (..., m, n), zero where A is unknown."""
-        return keep_largest(self.masked(self.data - point.dense()), self.share, self.counts)
+        return keep_largest(self.leftover(point), self.share, self.counts)
 
     def pursuit_weight(self) -> float:
         """What `PCP` and its relatives weigh the sum of absolute outliers with: ``1 / sqrt(share known * max(m, n))``.

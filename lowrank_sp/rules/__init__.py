@@ -1,7 +1,7 @@
 """All update rules, and the registry over which their contract tests run."""
 
 from .accumulate import Adam, Conjugate, Momentum
-from .base import Chain, PerFactor, Plain, Rule, chain, check_needs
+from .base import Chain, Mixing, PerFactor, Plain, Rule, chain, check_needs, mixed
 from .geometry import Canonical, Landing, retract, retract_qr, translate
 from .penalty import Orthogonality, Shrinkage
 from .precondition import Horizontal, LossDamped, Refactored, RefactoredScalar, Scaled
@@ -16,6 +16,7 @@ __all__ = [
     "Horizontal",
     "Landing",
     "LossDamped",
+    "Mixing",
     "Momentum",
     "Orthogonality",
     "PerFactor",
@@ -28,6 +29,7 @@ __all__ = [
     "Unmagnified",
     "chain",
     "check_needs",
+    "mixed",
     "retract",
     "retract_qr",
     "translate",

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from .. import xp
 from ..factors import Factors
 from ..parameterizations import FORMS
 
-__all__ = ["Chain", "PerFactor", "Plain", "Rule", "chain", "check_needs"]
+__all__ = ["Chain", "Mixing", "PerFactor", "Plain", "Rule", "chain", "check_needs", "mixed"]
 
 
 class Rule(ABC):
@@ -35,6 +36,36 @@ class Rule(ABC):
     @abstractmethod
     def carry(self, state: Any, old: Any, new: Any) -> Any:
         """Move whatever the state accumulates from the point ``old`` to the point ``new``."""
+
+
+class Mixing(Rule):
+    """A rule without state that turns every array into ``grad A + array B``, with small matrices A and B.
+
+    They depend on products of thin matrices alone. So whoever moves many points can form the products of each,
+    and the small matrices of all at once: ``mixed(grad, point, rule.mix(rule.products(grad, point)))`` is the
+    direction of ``update``.
+    """
+
+    @abstractmethod
+    def mixes(self, form: type[Factors]) -> bool:
+        """Whether that holds for points of this form."""
+
+    @abstractmethod
+    def products(self, grad: Any, point: Any) -> tuple[Any, ...]:
+        """Small arrays (..., r, r), or numbers (...), with the batch axes of the point."""
+
+    @abstractmethod
+    def mix(self, products: tuple[Any, ...]) -> tuple[tuple[Any, Any], ...]:
+        """A and B (..., r, r) for every array of the point; None for I and 0."""
+
+
+def mixed(grad: Any, point: Any, pairs: tuple[tuple[Any, Any], ...]) -> Any:
+    """``grad A + point B``, array by array."""
+    moved = []
+    for g, x, (a, b) in zip(grad.arrays(), point.arrays(), pairs, strict=True):
+        g = g if a is None else xp.times(g, a)
+        moved.append(g if b is None else xp.add_times(g, x, b))
+    return type(point)(*moved)
 
 
 def check_needs(rule: Rule, point: Factors) -> None:

@@ -11,7 +11,7 @@ from ..coverage import covers
 from ..factors import ByFactor, Factors
 from ..parameterizations import PoLAR
 from ..spaces import FIXED, STIEFEL_QR
-from .base import Rule
+from .base import Mixing, Rule, mixed
 
 __all__ = ["Canonical", "Landing", "retract", "retract_qr", "translate"]
 
@@ -55,7 +55,7 @@ class Canonical(Rule):
 
     def update(self, grad, state, point, loss=None):
         parts = zip(point.spaces, point.arrays(), grad.arrays(), strict=True)
-        moved = [s.project(x, g) if s.linear else g - x @ (xp.adjoint(g) @ x) for s, x, g in parts]
+        moved = [s.project(x, g) if s.linear else xp.add_times(g, x, -xp.cross(g, x)) for s, x, g in parts]
         return type(point)(*moved), state
 
     def carry(self, state, old, new):
@@ -64,7 +64,7 @@ class Canonical(Rule):
 
 @covers("O12")
 @dataclass(frozen=True)
-class Landing(Rule):
+class Landing(Mixing):
     """The landing field of orthonormal factors: a tangent part and a pull towards orthonormality.
 
     ``grad (X^H X) - X (grad^H X) + strength X (X^H X - I)``, written with r x r products only; the two
@@ -93,17 +93,22 @@ class Landing(Rule):
             raise ValueError(f"penalty must be positive, got {self.penalty}")
         return ()
 
+    def mixes(self, form):
+        return self.damping is None and issubclass(form, PoLAR)
+
+    def products(self, grad, point):
+        ends = [(xp.gram(x), xp.cross(g, x)) for x, g in ((point.left, grad.left), (point.right, grad.right))]
+        return xp.inner(point.core, point.core), *ends[0], *ends[1]
+
+    def mix(self, products):
+        squared, *ends = products
+        strength = self.penalty * (squared if self.damping is None else 1.0)
+        left, right = ((p, xp.expand(strength, 2) * (p - xp.eye_like(p)) - c) for p, c in (ends[:2], ends[2:]))
+        return left, (None, None), right
+
     def update(self, grad, state, point, loss=None):
-        left, core, right = point.arrays()
-        strength = self.penalty * xp.inner(core, core) if self.damping is None else self.penalty
         grad = grad if self.damping is None else point.whiten(grad, self.damping)
-        return PoLAR(_landing(left, grad.left, strength), grad.core, _landing(right, grad.right, strength)), state
+        return mixed(grad, point, self.mix(self.products(grad, point))), state
 
     def carry(self, state, old, new):
         return state
-
-
-def _landing(x: Any, g: Any, strength: Any) -> Any:
-    p = xp.gram(x)
-    distance = p - xp.asarray_like(xp.namespace(p).eye(p.shape[-1]), p)
-    return g @ p - x @ (xp.adjoint(g) @ x) + xp.expand(strength, 2) * (x @ distance)

@@ -44,17 +44,16 @@ class Orthogonality(Rule):
 
     def update(self, grad, state, point, loss=None):
         arrays = zip(point.names, point.arrays(), grad.arrays(), strict=True)
-        pulled = [g + self.weight * _pull(x) if name in ("left", "right") else g for name, x, g in arrays]
+        pulled = [xp.add_times(g, x, self._pull(x)) if name in ("left", "right") else g for name, x, g in arrays]
         return type(point)(*pulled), state
+
+    def _pull(self, x: Any) -> Any:
+        """``4 weight (X^H X - I)``: X times it is the gradient of ``weight ||X^H X - I||_F^2``."""
+        p = xp.gram(x)
+        return 4 * self.weight * (p - xp.eye_like(p))
 
     def carry(self, state, old, new):
         return state
-
-
-def _pull(x: Any) -> Any:
-    """``4 X (X^H X - I)``, the gradient of ``||X^H X - I||_F^2``."""
-    p = xp.gram(x)
-    return 4 * (x @ (p - xp.asarray_like(xp.namespace(p).eye(p.shape[-1]), p)))
 
 
 @covers("O38")

@@ -9,7 +9,7 @@ from .. import xp
 from ..coverage import covers
 from ..factors import ByFactor
 from ..parameterizations import BurerMonteiro
-from .base import Rule
+from .base import Mixing, Rule, mixed
 
 __all__ = ["Horizontal", "LossDamped", "Refactored", "RefactoredScalar", "Scaled"]
 
@@ -29,15 +29,25 @@ def _scaled_gradient(point: Any, grad: Any, damping: Any) -> Any:
     arrays = list(scaled.arrays())
     for i, (space, u) in enumerate(zip(point.spaces, point.arrays(), strict=True)):
         if not space.linear:
-            inverse, cross = xp.adjoint(u) @ probe[i], xp.adjoint(u) @ arrays[i]
+            inverse, cross = xp.cross(u, probe[i]), xp.cross(u, arrays[i])
             s = xp.sylvester_psd(inverse, inverse, -(cross + xp.adjoint(cross)))
-            arrays[i] = arrays[i] + u @ (s @ inverse)
+            arrays[i] = xp.add_times(arrays[i], u, s @ inverse)
     return type(scaled)(*arrays)
+
+
+def _grams(point: Any) -> tuple[Any, Any]:
+    return xp.gram(point.left), xp.gram(point.right)
+
+
+def _divisor(p: Any, damping: float) -> Any:
+    """``(p + damping I)^{-1}``, to multiply by where `xp.divide_psd` divides."""
+    half = xp.inverse_cholesky(p, damping)
+    return xp.adjoint(half) @ half
 
 
 @covers("O04", "O05", "O06")
 @dataclass(frozen=True)
-class Scaled(Rule):
+class Scaled(Mixing):
     """Scaled gradient descent: ``grad_X (Y^H Y + damping I)^{-1}`` and so on for every block of the form.
 
     Parameters
@@ -65,6 +75,16 @@ class Scaled(Rule):
         if self.damping < 0:
             raise ValueError(f"damping must not be negative, got {self.damping}")
         return ()
+
+    def mixes(self, form):
+        return issubclass(form, BurerMonteiro)
+
+    def products(self, grad, point):
+        return _grams(point)
+
+    def mix(self, products):
+        px, py = products
+        return (_divisor(py, self.damping), None), (_divisor(px, self.damping), None)
 
     def update(self, grad, state, point, loss=None):
         return _scaled_gradient(point, grad, self.damping), state
@@ -98,7 +118,7 @@ class LossDamped(Rule):
 
 @covers("O07")
 @dataclass(frozen=True)
-class Refactored(Rule):
+class Refactored(Mixing):
     """RefLoRA: the gradient step of the balanced factorization, taken in the given one.
 
     With ``S`` the geometric mean of ``(X^H X)^{-1}`` and ``Y^H Y`` the direction is
@@ -113,9 +133,18 @@ class Refactored(Rule):
     def init(self, point):
         return ()
 
+    def mixes(self, form):
+        return issubclass(form, BurerMonteiro)
+
+    def products(self, grad, point):
+        return _grams(point)
+
+    def mix(self, products):
+        s, s_inv = xp.riccati(*products)
+        return (s_inv, None), (s, None)
+
     def update(self, grad, state, point, loss=None):
-        s, s_inv = xp.riccati(xp.gram(point.left), xp.gram(point.right))
-        return BurerMonteiro(grad.left @ s_inv, grad.right @ s), state
+        return mixed(grad, point, self.mix(self.products(grad, point))), state
 
     def carry(self, state, old, new):
         return state
@@ -147,7 +176,7 @@ class RefactoredScalar(Rule):
 
 @covers("O09", "O32")
 @dataclass(frozen=True)
-class Horizontal(Rule):
+class Horizontal(Mixing):
     """LoRA-Pro: the factor step whose matrix step is the tangent projection of the full gradient.
 
     ``dX = (I - P_X) grad_X (Y^H Y)^{-1} + X M`` and ``dY = grad_Y (X^H X)^{-1} - Y M^H``; the matrix step
@@ -172,13 +201,28 @@ class Horizontal(Rule):
     def init(self, point):
         return ()
 
-    def update(self, grad, state, point, loss=None):
-        x, y = point.left, point.right
-        px, py = xp.gram(x), xp.gram(y)
-        coefficients = xp.solve_psd(px, xp.adjoint(x) @ grad.left, self.damping)
+    def mixes(self, form):
+        return issubclass(form, BurerMonteiro)
+
+    def products(self, grad, point):
+        return *_grams(point), xp.cross(point.left, grad.left)
+
+    def mix(self, products):
+        px, py, _ = products
+        (_, left), (_, right) = self._along(products)
+        return (_divisor(py, self.damping), left), (_divisor(px, self.damping), right)
+
+    def _along(self, products: tuple[Any, ...]) -> tuple[tuple[None, Any], ...]:
+        """What the factors themselves are multiplied by: ``M - (X^H X)^{-1} X^H grad_X (Y^H Y)^{-1}`` and ``-M^H``."""
+        px, py, cross = products
+        coefficients = xp.solve_psd(px, cross, self.damping)
         m = xp.sylvester_psd(px, py, coefficients)
-        left = xp.divide_psd(grad.left - x @ coefficients, py, self.damping) + x @ m
-        return BurerMonteiro(left, xp.divide_psd(grad.right, px, self.damping) - y @ xp.adjoint(m)), state
+        return (None, m - xp.divide_psd(coefficients, py, self.damping)), (None, -xp.adjoint(m))
+
+    def update(self, grad, state, point, loss=None):
+        px, py, cross = self.products(grad, point)
+        left, right = (xp.divide_psd(g, p, self.damping) for g, p in ((grad.left, py), (grad.right, px)))
+        return mixed(BurerMonteiro(left, right), point, self._along((px, py, cross))), state
 
     def carry(self, state, old, new):
         return state

@@ -202,7 +202,7 @@ def _orthogonality_polynomial(point: Any, move: Move) -> np.ndarray:
             cross = xp.adjoint(x) @ d
             p = xp.gram(x)
             terms = [
-                p - xp.asarray_like(xp.namespace(p).eye(p.shape[-1]), p),
+                p - xp.eye_like(p),
                 -(cross + xp.adjoint(cross)),
                 xp.gram(d),
             ]

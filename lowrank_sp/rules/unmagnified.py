@@ -59,12 +59,12 @@ class Unmagnified(Rule):
         pairs = zip(grad.arrays(), point.arrays()[::-1], first.arrays(), squares, strict=True)
         for g, partner, m, v in pairs:
             inverse = xp.inverse_cholesky(xp.gram(partner))
-            u = g @ xp.adjoint(inverse)
+            u = xp.times(g, xp.adjoint(inverse))
             v = d2 * v + (1 - d2) * (xp.gram(u) / u.shape[-2])
-            m = d1 * m + (1 - d1) * (u @ self._whitening(v))
+            m = xp.add_times(d1 * m, u, (1 - d1) * self._whitening(v))
             firsts.append(m)
             seconds.append(v)
-            moves.append(m @ inverse)
+            moves.append(xp.times(m, inverse))
         return BurerMonteiro(*moves), (count, BurerMonteiro(*firsts), tuple(seconds))
 
     def _whitening(self, v: Any) -> Any:
@@ -77,11 +77,11 @@ class Unmagnified(Rule):
     def carry(self, state, old, new):
         count, first, squares = state
         turns = [_turn(a, b) for a, b in zip(old.arrays()[::-1], new.arrays()[::-1], strict=True)]
-        firsts = [m @ t for m, t in zip(first.arrays(), turns, strict=True)]
+        firsts = [xp.times(m, t) for m, t in zip(first.arrays(), turns, strict=True)]
         seconds = tuple(xp.adjoint(t) @ v @ t for v, t in zip(squares, turns, strict=True))
         return count, BurerMonteiro(*firsts), seconds
 
 
 def _turn(old: Any, new: Any) -> Any:
     """``Q_old^H Q_new``, from Gram matrices only."""
-    return xp.inverse_cholesky(xp.gram(old)) @ (xp.adjoint(old) @ new) @ xp.adjoint(xp.inverse_cholesky(xp.gram(new)))
+    return xp.inverse_cholesky(xp.gram(old)) @ xp.cross(old, new) @ xp.adjoint(xp.inverse_cholesky(xp.gram(new)))

@@ -30,6 +30,7 @@ from .common import (
 __all__ = ["check_rule"]
 
 RANK = 2
+RESCALINGS = 30  # one where all terms have as many factors as the form has arrays
 
 
 def check_rule(
@@ -61,7 +62,8 @@ def check_rule(
     batch : tuple of int
         Leading axes.
     step : float
-        Step size; the target has spectral norm 1.
+        Step size; the target has spectral norm 1. For a form of more than six arrays, which all lower the loss at
+        once, it is smaller in proportion.
     seed : int
     tol : float
         Relative tolerance of equalities.
@@ -74,6 +76,7 @@ def check_rule(
     require(isinstance(rule, Rule), f"{rule!r} is not a lowrank_sp.rules.Rule")
     require(hash(rule) == hash(rule) and rule == rule, f"{rule!r} must be hashable and equal to itself")
     form = next(f for f in FORMS.values() if issubclass(f, rule.needs)) if form is None else form
+    step *= min(1.0, 6 / len(form.names)) if form.names else 1.0
     rng = np.random.default_rng(seed)
     target, point = _instance(form, rng, dtype, batch)
     name = f"{rule!r} on {form.__name__}"
@@ -97,7 +100,8 @@ def _instance(form: Any, rng: Any, dtype: Any, batch: tuple[int, ...]) -> tuple[
     """A well-conditioned target of spectral norm one, and a start at a third of that norm from it.
 
     Closer than the least singular value, so that no rule has to pass through a singular point: undamped scaled
-    steps with momentum would be thrown off there.
+    steps with momentum would be thrown off there. A third is meant in the arrays; where a term is a product of many
+    of them, the matrix moves by more, and half of its norm is the limit.
     """
     m, n = fitting_shape(form, RANK)
     point = random_point(form, (2 * m, 2 * n), RANK, rng, dtype, batch)
@@ -105,12 +109,16 @@ def _instance(form: Any, rng: Any, dtype: Any, batch: tuple[int, ...]) -> tuple[
     kinds = list(zip(form.spaces, form.ndims, strict=True))
     pairs = zip(kinds, point.arrays(), strict=True)
     arrays = [a if space is FIXED else a / abs(a) if k == 1 else xp.polar(a) for (space, k), a in pairs]
-    size = np.linalg.norm(form(*arrays).dense(), 2, axis=(-2, -1)) ** (-1 / form.spaces.count(FLAT))
-    pairs = zip(kinds, arrays, strict=True)
-    point = form(*[xp.expand(size, k) * a if space is FLAT else a for (space, k), a in pairs])
+    point = form(*arrays)
+    for _ in range(RESCALINGS):
+        size = np.linalg.norm(point.dense(), 2, axis=(-2, -1)) ** (-1 / form.spaces.count(FLAT))
+        pairs = zip(kinds, point.arrays(), strict=True)
+        point = form(*[xp.expand(size, k) * a if space is FLAT else a for (space, k), a in pairs])
     noise = random_direction(point, rng)
-    weight = 0.3 * moving(point).norm() / noise.norm()
-    return point.dense(), settle(shifted(point, noise.scale(weight), 1.0))
+    noise = noise.scale(0.3 * moving(point).norm() / noise.norm())
+    target = point.dense()
+    change, norm = (np.linalg.norm(a, axis=(-2, -1)) for a in (shifted(point, noise, 1.0).dense() - target, target))
+    return target, settle(shifted(point, noise.scale(np.minimum(1.0, 0.5 * norm / change)), 1.0))
 
 
 def _run(rule: Any, problem: Any, point: Any, steps: int, lr: float, state: Any = None) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -11,8 +12,10 @@ from lowrank_sp.parameterizations import BurerMonteiro
 
 __all__ = ["apply_cost", "count"]
 
+# views, which move nothing
 _FREE = (
     "view",
+    "_unsafe_view",
     "reshape",
     "transpose",
     "permute",
@@ -22,8 +25,15 @@ _FREE = (
     "squeeze",
     "select",
     "slice",
+    "split",
+    "unbind",
+    "diagonal",
     "detach",
     "alias",
+    "lift_fresh",
+    "_conj",
+    "view_as_real",
+    "view_as_complex",
 )
 
 
@@ -62,17 +72,19 @@ def _tensors(point: Any) -> Any:
 
 
 def count(point: Any, x: Any) -> dict[str, float]:
-    """Multiplications and additions of forward and backward, and bytes that are kept between them."""
+    """Multiplications and additions of forward and backward, those in matrix products, and bytes kept between."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    total, kept = [0], {}
+    products, others, kept = [0], [0.0], {}
     own = {a.untyped_storage().data_ptr() for a in point.arrays()} | {x.untyped_storage().data_ptr()}
 
     class Counter(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
-            total[0] += _operations(func, args, out)
+            of_product = _product(func, args, out)
+            products[0] += of_product
+            others[0] += 0 if of_product else _written(func, args, out)
             return out
 
     def pack(tensor: Any) -> Any:
@@ -81,26 +93,38 @@ def count(point: Any, x: Any) -> dict[str, float]:
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
         return tensor
 
+    with Counter(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = point.apply(x)
+    inputs, seed = [x, *(a for a in point.arrays() if a.requires_grad)], torch.ones_like(out)
     with Counter():
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = point.apply(x)
-        inputs = [x, *(a for a in point.arrays() if a.requires_grad)]
-        torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
-    return {"operations": float(total[0]), "bytes kept": float(sum(size for size, _ in kept.values()))}
+        torch.autograd.grad(out, inputs, seed, allow_unused=True)
+    return {
+        "operations": products[0] + others[0],
+        "of them in products": float(products[0]),
+        "bytes kept": float(sum(size for size, _ in kept.values())),
+    }
 
 
-def _operations(func: Any, args: Any, out: Any) -> int:
-    """Two for every multiply-add of a product, one for every entry that is written otherwise."""
-    import torch
-
+def _product(func: Any, args: Any, out: Any) -> int:
+    """Two for every multiply-add of a matrix product; zero for what is none."""
     name = func.overloadpacket.__name__
     if name in ("mm", "bmm"):
         return 2 * out.numel() * args[0].shape[-1]
-    if name in ("addmm", "baddbmm", "addmm_"):
+    if name in ("addmm", "baddbmm", "addmm_", "baddbmm_"):
         return 2 * out.numel() * args[1].shape[-1]
+    return 0
+
+
+def _written(func: Any, args: Any, out: Any) -> float:
+    """One for every entry that is written; ``5 log2(k)`` for those of Fourier transforms of length k."""
+    import torch
+
+    name = func.overloadpacket.__name__
     if name in _FREE or not isinstance(out, torch.Tensor):
-        return 0
-    return out.numel()
+        return 0.0
+    if name.startswith("_fft"):
+        return 5 * out.numel() * sum(math.log2(args[0].shape[axis]) for axis in args[1])
+    return float(out.numel())
 
 
 def _times(points: dict[str, Any], x: Any, repetitions: int) -> dict[str, float]:

@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 import llm_bridge as lb
+from llm_bridge.__main__ import main
 from llm_bridge.distributed import unwrapped
 from tests.bridge.small_files import save_llama, save_rows
 
@@ -170,15 +172,36 @@ def test_wrappers_are_seen_through():
 
 
 @pytest.mark.slow
-def test_the_command_line_under_torchrun(tmp_path):
-    """Two processes of the launcher write one run."""
+@pytest.mark.parametrize("task, recipe", [("classification", "reflora"), ("causal-lm", "polar")])
+def test_the_command_line_under_torchrun(task, recipe, tmp_path):
+    """Two processes of the launcher write one run: that of one process which accumulates two batches a step."""
     model, rows = save_llama(tmp_path / "model"), save_rows(tmp_path / "rows.jsonl")
-    words = "-m torch.distributed.run --standalone --nproc-per-node 2 -m llm_bridge finetune --task classification "
-    words += f"--model {model} --data {rows} --recipe reflora --rank 2 --batch-size 4 --steps 4 --every 2 --cpu "
-    words += f"--no-progress --out {tmp_path / 'out'}"
-    command, root = [sys.executable, *words.split()], Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=root)
+    words = f"finetune --task {task} --model {model} --data {rows} --recipe {recipe} --rank 2 --batch-size 4 --steps 4 "
+    words += "--every 2 --cpu --no-progress"
+    assert main([*words.split(), "--accumulate", "2", "--out", str(tmp_path / "one")]) == 0
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m llm_bridge"
+    command = [sys.executable, *launch.split(), *words.split(), "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "out/adapter/adapter.safetensors").is_file()
-    logged = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3, 4]
+    one, two = (read_run(tmp_path / name) for name in ("one", "two"))
+    assert [row["step"] for row in two.logged] == [1, 2, 3, 4]
+    for a, b in zip(one.logged, two.logged, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)  # the same examples in every step
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    assert one.tensors.keys() == two.tensors.keys()
+    for key, tensor in one.tensors.items():
+        assert torch.allclose(tensor, two.tensors[key], atol=1e-5), (key, (tensor - two.tensors[key]).abs().max())
+    if task == "classification":
+        assert all(row["loss"] < 1 for row in one.logged)  # near log 2: a mean over the accumulated batches
+
+
+class Run(NamedTuple):
+    """What a run has left: the rows of its steps, and the arrays of its adapter."""
+
+    logged: list[dict[str, Any]]
+    tensors: dict[str, torch.Tensor]
+
+
+def read_run(folder: Path) -> Run:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return Run([row for row in rows if "loss" in row], load_file(folder / "adapter/adapter.safetensors"))

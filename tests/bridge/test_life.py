@@ -90,6 +90,14 @@ def test_merging_refuses_what_is_not_finite(mlp, task):
     assert not mlp.head.merged
 
 
+def test_merging_takes_finite_weights_whose_sum_is_not(mlp):
+    with torch.no_grad():
+        mlp.head.weight.fill_(3e38)
+    lb.adapt(mlp, "lora", rank=2)
+    assert lb.merge(mlp).worst == 0.0
+    assert mlp.head.merged
+
+
 def test_merging_in_half_precision_reports_what_it_lost(mlp, task):
     mlp.to(torch.bfloat16)
     original = copy.deepcopy(mlp.state_dict())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import llm_bridge as lb
+from llm_bridge import bucket
 from lowrank_sp.rules import LossDamped, Scaled, chain
 
 
@@ -27,7 +31,7 @@ def test_plain_adam_is_that_of_torch(mlp, task):
     lb.adapt(mlp, "lora", rank=2)
     opt = lb.optimizer(mlp, lr=1e-2, weight_decay=0.1)
     reference = [p.detach().clone().requires_grad_() for p in mlp.parameters() if p.requires_grad]
-    adamw = torch.optim.AdamW(reference, lr=1e-2, weight_decay=0.1)
+    adamw = torch.optim.AdamW(reference, lr=1e-2, weight_decay=0.1, fused=True)
     for _ in range(5):
         gradients(mlp, task)
         trained = [p for p in mlp.parameters() if p.requires_grad]
@@ -109,6 +113,92 @@ def test_layers_without_gradient_stay_where_they_are(mlp, task):
         continued.step()
         ends.append({path: array.clone() for path, array in mlp.state_dict().items()})
     assert all(torch.equal(ends[0][path], ends[1][path]) for path in kept)
+
+
+def ends(model, task, name, **options):
+    """All arrays after some steps from one start, and the optimizer."""
+    torch.manual_seed(1)
+    lb.adapt(model, name, rank=2, **options)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn(p.shape)
+    opt = lb.optimizer(model, lr=1e-2, weight_decay=0.1)
+    for _ in range(5):
+        gradients(model, task)
+        opt.step()
+    return [p.detach() for p in model.parameters() if p.requires_grad], opt
+
+
+@pytest.mark.parametrize("name", ["riemannian", "reflora", "lora-pro", "polar", "stella", "lora-rite", "lora+"])
+def test_the_size_of_blocks_changes_nothing(name, mlp, task, monkeypatch):
+    monkeypatch.setattr(bucket, "BLOCK", 1)
+    twin = copy.deepcopy(mlp)
+    alone, opt = ends(twin, task, name)
+    assert len(opt.buckets) == 5
+    monkeypatch.undo()
+    together, opt = ends(mlp, task, name)
+    assert len(opt.buckets) == 3
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(alone, together, strict=True))
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are more than another view of the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and not func._schema.name.startswith("profiler")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["lora", "lora+", "riemannian", "reflora", "lora-pro", "polar", "stella", "lora-rite"])
+def test_a_step_takes_as_many_operations_for_many_layers_as_for_few(name):
+    counts = []
+    for layers in (2, 6):
+        torch.manual_seed(0)
+        model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(layers)])
+        lb.adapt(model, name, rank=2, targets=[str(i) for i in range(layers)])
+        opt = lb.optimizer(model)
+        for _ in range(2):
+            model(torch.ones(3, 8)).square().sum().backward()
+            opt.step()
+        with Launches() as launches:
+            opt.step()
+        counts.append(launches.count)
+    assert counts[0] == counts[1] > 0
+
+
+def test_gradients_in_another_order_of_memory(mlp, task):
+    """The kernel behind a fused step would misread them."""
+    for name in ("lora", "lora+"):
+        twin = copy.deepcopy(mlp)
+        finals = []
+        for net in (copy.deepcopy(mlp), twin):
+            torch.manual_seed(2)
+            lb.adapt(net, name, rank=2)
+            opt = lb.optimizer(net, lr=1e-2)
+            for _ in range(2):
+                gradients(net, task)
+                if net is twin:
+                    for p in net.parameters():
+                        if p.requires_grad:
+                            p.grad = p.grad.T.contiguous().T
+                opt.step()
+            finals.append([p.detach() for p in net.parameters() if p.requires_grad])
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*finals, strict=True))
+
+
+@pytest.mark.parametrize("name", ["lora+", "riemannian", "polar"])
+def test_factors_in_half_precision_move_as_precise_ones_do(name, mlp, task):
+    precise, _ = ends(copy.deepcopy(mlp), task, name)
+    rough, opt = ends(mlp.bfloat16(), tuple(t.bfloat16() for t in task), name, dtype=torch.bfloat16)
+    assert all(p.dtype == torch.bfloat16 for p in rough)
+    states = opt.state_dict()["state"].values()
+    assert all(t.dtype == torch.float32 for s in states for t in s.get("bucket", {}).values() if isinstance(t, Tensor))
+    assert all(torch.allclose(a, b.float(), atol=0.05) for a, b in zip(precise, rough, strict=True))
 
 
 @pytest.mark.parametrize("options", [{"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"weight_decay": -0.1}])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import llm_bridge as lb
+from lowrank_sp import HierarchicalTucker
 
 tl: Any = tensorly  # its annotations promise lists
 OUT, IN, LAYERS, RANK = 16, 12, 3, 4
@@ -115,3 +116,24 @@ def test_train_of_one_layer(stack):
         ]
         whole = tl.tt_to_tensor(cores).reshape(a, d, b, e, c, f).transpose(0, 2, 4, 1, 3, 5)
         assert np.allclose(updates([adapter])[..., 0], whole.reshape(OUT, IN), atol=1e-4)
+
+
+@pytest.mark.covers("P79")
+def test_tree_over_blocks_modules_outputs_and_inputs(stack):
+    both = stack("hierarchical-tucker", ("a", "b"))
+    first = both["a"][0]
+    for name in ("left", "right", "cores", "root", "joint"):
+        assert all(getattr(a, name) is getattr(first, name) for part in both.values() for a in part)
+    assert both["a"][1].block is both["b"][1].block
+    assert both["a"][0].module is both["a"][2].module
+    blocks = numbers(torch.stack([a.block for a in both["a"]]))
+    modules = numbers(torch.stack([part[0].module for part in both.values()]))
+    inner = [numbers(a) for a in (first.root[None], first.joint, first.cores)]
+    tree = HierarchicalTucker(*inner, blocks, modules, numbers(first.left), numbers(first.right))
+    whole = tree.dense()
+    written = np.einsum("cd,cab,dpq,la,tb,ip,jq->ltij", inner[0][0], *inner[1:], *tree.arrays()[3:])
+    assert np.allclose(whole, written)
+    for k, part in enumerate(both.values()):
+        assert np.allclose(updates(part), whole[:, k].transpose(1, 2, 0), atol=1e-3)
+    trained = {id(p): p.numel() for part in both.values() for a in part for p in a.parameters()}
+    assert sum(trained.values()) == (OUT + IN + LAYERS + 2) * RANK + 2 * RANK**3 + RANK**2

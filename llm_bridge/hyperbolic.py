@@ -1,0 +1,90 @@
+"""A low-rank map between points of hyperbolic space: HypLoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from lowrank_sp.coverage import covers
+from lowrank_sp.factors import factorization
+
+from .nonlinear import Bent
+
+__all__ = ["HypLoRA"]
+
+Array = Any
+
+FARTHEST = 12.0  # in units of the radius of curvature, beyond which points no longer recede exponentially
+
+
+@covers("P57")
+@factorization
+class HypLoRA(Bent):
+    """``log_0(B A exp_0(x))`` on the hyperboloid ``-t^2 + |s|^2 = -K``, where ``B A`` acts on the coordinates s.
+
+    The exponential map at the origin is ``s = sqrt(K) sinh(|x| / sqrt(K)) x / |x|``; the time-like coordinate of a
+    point follows from the others, ``t = sqrt(K + |s|^2)``, so that it needs no map of its own, and the logarithm is
+    ``sqrt(K) arsinh(|s| / sqrt(K)) s / |s|``. Between flat coordinates on both sides the map is linear along rays
+    only: ``sinh`` stretches large inputs before the map and ``arsinh`` shrinks them behind it.
+
+    Parameters
+    ----------
+    left : array (m, r)
+        B; it vanishes at the start.
+    right : array (n, r)
+        A.
+    curvature : array (1,)
+        c, with ``K = log(1 + e^c)``.
+    spread : array (1,)
+        Inputs are divided by ``spread sqrt(n)``, so that typical ones lie at a distance of one.
+
+    Notes
+    -----
+    For ``K`` to infinity it is LoRA of the divided input. Inputs farther than 12 radii of curvature are stretched as
+    those at 12, where the published code lets all of them have that norm. The published method makes the time-like
+    coordinate with the same K as here, its code with 1 / K, which leaves the hyperboloid.
+    Source: :cite:`yang2025hyplora`.
+    """
+
+    left: Array
+    right: Array
+    curvature: Array
+    spread: Array
+
+    ndims = (2, 2, 1, 1)
+
+    @classmethod
+    def shapes(cls, shape, rank):
+        return (shape[0], rank), (shape[1], rank), (1,), (1,)
+
+    def apply(self, x):
+        # Stretched coordinates overflow in half precision, so that autocast has no say here either.
+        precise = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            left, right, curvature, spread = (a.to(precise) for a in self.arrays())
+            radius = F.softplus(curvature).sqrt()
+            s = x.to(precise) / (spread * x.shape[-1] ** 0.5)
+            s = s * _stretch(_squares(s, radius).clamp_max(FARTHEST**2))
+            s = (s @ right) @ left.mT
+            return (s * _shrink(_squares(s, radius))).to(x.dtype)
+
+
+def _squares(x: Array, radius: Array) -> Array:
+    """``|x|^2 / K`` of every row, (..., 1)."""
+    return (x / radius).square().sum(-1, keepdim=True)
+
+
+def _stretch(squares: Array) -> Array:
+    """``sinh(q) / q`` from ``q^2``; its series near zero, where the root has no derivative."""
+    near = squares < 1e-4
+    q = torch.where(near, 1.0, squares).sqrt()
+    return torch.where(near, 1 + squares / 6 + squares**2 / 120, q.sinh() / q)
+
+
+def _shrink(squares: Array) -> Array:
+    """``arsinh(q) / q`` from ``q^2``, in the same way."""
+    near = squares < 1e-4
+    q = torch.where(near, 1.0, squares).sqrt()
+    return torch.where(near, 1 - squares / 6 + 3 * squares**2 / 40, q.asinh() / q)

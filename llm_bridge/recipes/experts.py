@@ -1,0 +1,51 @@
+"""Mixtures of experts: updates whose router chooses for every input."""
+
+from __future__ import annotations
+
+from ..experts import KroneckerExperts, LowRankExperts, SharedInputExperts, TopShare
+from ..multiplicative import one
+from ..recipe import register
+from ..starts import ByArray, Constant, Fan, Segments
+from .basic import LORA
+from .structured import single
+
+_ZEROS = ByArray((("left", Constant(0.0)), ("right", Fan(-2)), ("router", Fan(-2, 3**-0.5))))
+
+MOE_LORA = register(
+    LORA.but(
+        "moe-lora",
+        cite="he2026unified",
+        form=LowRankExperts,
+        init=_ZEROS,
+        note="Eight experts of the rank each, of which two act; form=LowRankExperts.of(count, Top(k)) are others, and "
+        "`balancing` gives the balance loss.",
+    )
+)
+GOAT = register(
+    MOE_LORA.but(
+        "goat",
+        cite="fan2025goat",
+        covers=("I09",),
+        form=LowRankExperts.of(8, TopShare(2)),
+        init=Segments(),
+        note="As its published code, with weights of two experts that add up to one; the start is subtracted with its "
+        "routing. The derived scale is alpha = sqrt(3 eta n r) for layers with n inputs.",
+    )
+)
+HYDRALORA = register(
+    MOE_LORA.but(
+        "hydralora", cite="tian2024hydralora", form=SharedInputExperts, note="Three experts, all of which act."
+    )
+)
+MOKA = register(
+    MOE_LORA.but(
+        "moka",
+        cite="sadeghi2025moka",
+        covers=("P58",),
+        form=KroneckerExperts,
+        size=single,
+        scale=one,
+        note="Reconstructed, since the sources only name it: four Kronecker products with the sides of 'krona', "
+        "weighted by a softmax of the input. Not the multimodal method of the same name.",
+    )
+)

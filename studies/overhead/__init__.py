@@ -1,0 +1,1 @@
+"""What variants of LoRA cost beside LoRA: the measuring of a step, the models, and the study."""

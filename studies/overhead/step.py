@@ -1,0 +1,82 @@
+"""A training step of a model, timed and weighed."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Step"]
+
+
+class Step:
+    """A training step of one model: forward, backward and AdamW, timed and weighed."""
+
+    def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
+        self.model, self.batch = model.train(), batch
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.trainable = sum(p.numel() for p in trained)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+        self.cuda = next(model.parameters()).is_cuda
+
+    def __call__(self) -> None:
+        self.loss().backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def loss(self) -> Tensor:
+        """Of the next token, through input embeddings that ask for a gradient, so that the floor has a backward."""
+        embedded = self.model.get_input_embeddings()(self.batch["input_ids"]).detach().requires_grad_()
+        labels, mask = self.batch["input_ids"], self.batch["attention_mask"]
+        return self.model(inputs_embeds=embedded, attention_mask=mask, labels=labels, use_cache=False).loss
+
+    def seconds(self) -> float:
+        """Of one step: process time on a CPU, elapsed time between events on a GPU."""
+        if not self.cuda:
+            begin = time.process_time()
+            self()
+            return time.process_time() - begin
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        self()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def saved(self) -> int:
+        """Bytes of the distinct storages that autograd keeps for backward, without parameters and buffers."""
+        own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
+                storage = part.untyped_storage()
+                if storage.data_ptr() not in own:
+                    kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss()
+        total = sum(kept.values())
+        loss.backward()
+        self.model.zero_grad(set_to_none=True)
+        return total
+
+    def peak(self) -> int | None:
+        """Most bytes allocated on the GPU in a step; None on a CPU."""
+        if not self.cuda:
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        self()
+        return torch.cuda.max_memory_allocated()
+
+    def resident(self) -> int:
+        """Bytes of parameters, buffers, gradients and states of the optimizer, once there was a step."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        gradients = 0
+        if self.optimizer is not None:
+            tensors += [t for state in self.optimizer.state.values() for t in state.values()]
+            gradients = sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"])
+        return gradients + sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

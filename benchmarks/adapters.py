@@ -71,7 +71,7 @@ PEERS: dict[str, Method] = {
     "loha": peft("LoHa", r=8, alpha=8),
     "loha r4": peft("LoHa", r=4, alpha=4),  # the parameters of LoRA
     "lokr": peft("LoKr", r=8, alpha=8),
-    "gralora": peft("GraLora", r=8, gralora_k=2),
+    "gralora": peft("Gralora", r=8, gralora_k=2),
     "delora": peft("Delora", r=8),
     "vera r256": peft("Vera", r=256),
     "randlora": peft("RandLora", r=8),

@@ -36,7 +36,7 @@ same layer with another weight.
 Status: **contract**, all contracts of recipes hold (it starts at the pretrained model, learns, moves what it declares,
 merges to what it computed, resumes and reloads exactly); **agrees with PEFT**, the same, and equal outputs at
 equal factors; **formula reconstructed**, the contracts hold, and the formula comes from the published method because
-the sources only name it; **cannot be established**, with the reason; **not built yet**.
+the sources only name it; **cannot be established**, with the reason.
 """
 
 TABLE = (

@@ -6,8 +6,7 @@ from .adapter import Adapted, Adapter
 from .allocate import ranks_by_importance, ranks_by_variance
 from .calibrate import collect, importance, most_important
 from .checkpoint import describe, load, save
-from .combine import Additive, Combine, Formed, MagnitudeDirection, TimesBase
-from .costs import Cheaper
+from .combines import Additive, Cheaper, Combine, Formed, MagnitudeDirection, OneSided, Placed, TimesBase, Waves
 from .experts import balancing
 from .export import export_lora
 from .finetune import FinetuneResult, finetune
@@ -110,17 +109,19 @@ __all__ = [
     "Noise",
     "NormShare",
     "NormalFloat",
+    "OneSided",
     "Phases",
+    "Placed",
     "Principal",
     "PrivateSteps",
     "Pruning",
     "Quantizer",
     "RankDropout",
     "RankPolicy",
-    "SelectionWeights",
     "Recipe",
     "RestartReport",
     "Restarts",
+    "SelectionWeights",
     "Sensitivity",
     "SharpnessAware",
     "Site",
@@ -132,6 +133,7 @@ __all__ = [
     "TimesBase",
     "TruncationReport",
     "Uniform",
+    "Waves",
     "ZerothOrder",
     "activate",
     "adalora",

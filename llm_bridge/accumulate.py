@@ -94,6 +94,11 @@ class Moments:
         assert self.total is not None
         return self.total / self.count
 
+    def shares(self) -> Tensor:
+        """Shares of the trace by direction (n,), the largest first."""
+        values = torch.linalg.eigvalsh(self.finished()).flip(0).clamp_min(0)
+        return values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
 
 class MomentsSketch:
     """The mean of ``x x^T`` over rows of n numbers by its leading directions: an incremental decomposition.
@@ -106,10 +111,12 @@ class MomentsSketch:
         self.count = 0
         self.kept = min(kept, size)
         self.rows: Tensor | None = None
+        self.energy: Any = 0.0
 
     def add(self, rows: Tensor) -> None:
         """Some more rows (k, n)."""
         self.count += len(rows)
+        self.energy = self.energy + rows.square().sum()
         for block in rows.split(self.kept):
             stacked = block if self.rows is None else torch.cat((self.rows, block))
             _, s, vh = torch.linalg.svd(stacked, full_matrices=False)
@@ -120,3 +127,8 @@ class MomentsSketch:
         assert self.rows is not None
         right = self.rows.mT / self.count**0.5
         return BurerMonteiro(right, right)
+
+    def shares(self) -> Tensor:
+        """Shares of the trace by direction (kept,), the largest first; what was dropped counts in the trace."""
+        assert self.rows is not None
+        return self.rows.square().sum(1) / self.energy.clamp_min(torch.finfo(self.rows.dtype).tiny)

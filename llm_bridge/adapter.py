@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lowrank_sp.factors import MatrixFactors
 from lowrank_sp.spaces import FIXED
 
-from .combine import Combine, accumulate
+from .combines import Combine, accumulate
 from .functions import beside
 from .layers import LayerType
 from .noise import Noise

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from lowrank_sp.coverage import covers
-from lowrank_sp.parameterizations import BurerMonteiro
 
-from .calibrate import collect, importance
+from .calibrate import importance, variance_shares
 from .sites import Targets, find_sites
-from .starts import ExplainedVariance
 
 __all__ = ["ranks_by_importance", "ranks_by_variance"]
 
@@ -107,17 +104,8 @@ def ranks_by_variance(
     if not 1 <= rank <= most:
         raise ValueError(f"needs 1 <= rank <= most, got {rank} and {most}")
     sites = find_sites(model, targets, exclude)
-    moments = collect(model, sites, ExplainedVariance(), calibration, most, progress)
-    shares = {site.name: _shares(moments.pop(site.name))[: min(most, *site.shape)] for site in sites}
-    entries = [(float(share), path) for path, all_of_it in shares.items() for share in all_of_it]
+    found = variance_shares(model, sites, calibration, most, progress)
+    shares = {site.name: found[site.name][: min(most, *site.shape)].tolist() for site in sites}
+    entries = [(share, path) for path, all_of_it in shares.items() for share in all_of_it]
     chosen = [path for _, path in sorted(entries, reverse=True)[: rank * len(sites)]]
     return {path: chosen.count(path) for path in shares if path in chosen}
-
-
-def _shares(moments: Any) -> torch.Tensor:
-    """Shares of the variance by direction, the largest first."""
-    if isinstance(moments, BurerMonteiro):
-        values = torch.linalg.svdvals(torch.linalg.qr(moments.left).R @ torch.linalg.qr(moments.right).R.mT)
-    else:
-        values = torch.linalg.eigvalsh(moments).flip(0).clamp_min(0)
-    return values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)

@@ -19,7 +19,7 @@ from .life import disable
 from .sites import Site, Targets, find_sites
 from .starts import Start
 
-__all__ = ["collect", "importance", "most_important"]
+__all__ = ["collect", "importance", "most_important", "variance_shares"]
 
 # Gradients of all layers together are held as they are up to this many bytes, and as sketches beyond.
 BUDGET = 2 << 30
@@ -69,6 +69,21 @@ def collect(
     return _collect(model, sites, str(start.needs), calibration, rank, progress)
 
 
+def variance_shares(
+    model: nn.Module, sites: list[Site], calibration: Any, rank: int = 64, progress: bool = True
+) -> dict[str, Tensor]:
+    """By path of the site, the shares of the variance of its inputs by direction, the largest first.
+
+    Of layers with many inputs there are the leading directions alone; arguments are those of `collect`.
+    """
+    sums, shares = _accumulated(model, sites, "inputs", calibration, rank, progress), {}
+    for site in sites:
+        total = sums.pop(site.name)
+        _finite(site.name, "inputs", total.finished())
+        shares[site.name] = total.shares()
+    return shares
+
+
 @covers("P07", "R25")
 def importance(
     model: nn.Module, calibration: Any, targets: Targets = "all-linear", exclude: Targets = (), progress: bool = True
@@ -114,6 +129,14 @@ def most_important(model: nn.Module, calibration: Any, count: int, **options: An
 def _collect(
     model: nn.Module, sites: list[Site], what: str, calibration: Any, rank: int, progress: bool
 ) -> dict[str, Any]:
+    sums = _accumulated(model, sites, what, calibration, rank, progress)
+    return {name: _finite(name, what, sums.pop(name).finished()) for name in list(sums)}
+
+
+def _accumulated(
+    model: nn.Module, sites: list[Site], what: str, calibration: Any, rank: int, progress: bool
+) -> dict[str, Any]:
+    """By path, what has added up the statistics of a site over the data."""
     watchers = {"gradients": _watch_gradients, "inputs": _watch_inputs}
     if what not in watchers:
         raise ValueError(f"a start can need {' or '.join(watchers)}, got {what!r}")
@@ -128,7 +151,7 @@ def _collect(
             f"no {what} reached {', '.join(unseen[:3])}{more} during calibration: exclude what the model does not "
             "use, or check that the calibration runs it (and, for gradients, calls backward)"
         )
-    return {name: _finite(name, what, sums.pop(name).finished()) for name in list(sums)}
+    return sums
 
 
 def _finite(name: str, what: str, statistic: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,12 +128,13 @@ class Routed(Bent, Configured):
         return form
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Of the router, (..., E)."""
-        return (x @ self.router).softmax(-1)
+        """Of the router, (..., E), in at least single precision, in which fewer of them are equal."""
+        scores = x @ self.router
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
 
     def weights(self, x: Tensor) -> Tensor:
         """Of the experts, (..., E)."""
-        return type(self).gate(self.probabilities(x))
+        return type(self).gate(self.probabilities(x)).to(x.dtype)
 
     def balance(self, x: Tensor) -> Tensor:
         """``E sum_e f_e P_e``: f_e the share of inputs for which e acts, P_e its mean probability.
@@ -141,7 +143,7 @@ class Routed(Bent, Configured):
         Source: equations (125)-(126) of :cite:`he2026unified`.
         """
         probabilities = self.probabilities(x).flatten(0, -2)
-        shares = (type(self).gate(probabilities) > 0).to(x.dtype).mean(0)
+        shares = (type(self).gate(probabilities) > 0).to(probabilities.dtype).mean(0)
         return len(shares) * (shares * probabilities.mean(0)).sum()
 
 
@@ -278,9 +280,13 @@ class Balance:
 
     def __init__(self):
         self.terms: list[Tensor] = []
+        self.trains = False  # whether a layer in training mode has noted one
 
     def total(self) -> Tensor:
         """Their mean, with gradient.
+
+        Warns where layers in training mode ran without gradient, as in checkpointing with ``use_reentrant=True``: to
+        add the mean to a loss would then do nothing.
 
         Raises
         ------
@@ -289,6 +295,12 @@ class Balance:
         """
         if not self.terms:
             raise ValueError("no layer has routed anything yet; run the model inside of `with balancing(model)`")
+        if self.trains and torch.is_grad_enabled() and not any(term.requires_grad for term in self.terms):
+            warnings.warn(
+                "the balance has no gradient, because the layers ran without one; where that is due to checkpointing, "
+                "take use_reentrant=False",
+                stacklevel=2,
+            )
         return torch.stack([term.float() for term in self.terms]).mean()
 
 
@@ -307,9 +319,10 @@ class _Identity:
 
 @contextmanager
 def balancing(model: nn.Module) -> Iterator[Balance]:
-    """Collect how evenly the experts of a model are used, while it runs inside of this context.
+    """Collect how evenly the experts of a model are used, while it runs inside of this context: one for every step.
 
-    Add ``0.01 * balance.total()`` or the like to the loss; see `Routed.balance`.
+    Add ``0.01 * balance.total()`` or the like to the loss; see `Routed.balance`. Where backward runs layers again, as
+    checkpointing does, it has to be called inside of the context too, and checkpointing be not reentrant.
 
     Raises
     ------
@@ -322,7 +335,7 @@ def balancing(model: nn.Module) -> Iterator[Balance]:
     >>> model = lb.adapt(torch.nn.Sequential(torch.nn.Linear(8, 8)), "moe-lora", rank=1)
     >>> with lb.balancing(model) as balance:
     ...     loss = model(torch.ones(2, 8)).square().mean()
-    >>> (loss + 0.01 * balance.total()).backward()
+    ...     (loss + 0.01 * balance.total()).backward()
     """
     layers = [layer for layer in adapted(model).values() if _routed(layer)]
     if not layers:
@@ -345,5 +358,6 @@ def _routed(layer: Adapted) -> list[Any]:
 def _note(balance: Balance, layer: Any, args: tuple[Any, ...]) -> None:
     x = layer.kind.apply(layer.base, layer.kind.rows(layer.base, args[0]), _Identity())
     x = x if x.ndim == 2 else x.movedim(1, -1)  # patches of a convolution come as channels
+    balance.trains |= layer.training
     for point in _routed(layer):
         balance.terms.append(point.map(lambda a: a.to(x.dtype)).balance(x))

@@ -7,17 +7,21 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lowrank_sp.coverage import covers
+
 from .checkpoint import save
 from .data import Tokens, classes_of, classification, language, read_rows, split_rows
 from .files import write_json
 from .inject import adapt
-from .optimizer import optimizer
+from .optimizer import LowRankOptimizer, optimizer
+from .policies import Budget, adalora
 from .recipe import recipe
 from .training.models import load_model, load_tokenizer, new_parameters
 from .training.options import FinetuneOptions
@@ -58,6 +62,7 @@ class FinetuneResult:
     ranks: list[SiteRanks]
 
 
+@covers("O53")
 def finetune(options: FinetuneOptions) -> FinetuneResult:
     """Fine-tune a model of transformers on a file and write everything about it to ``options.out``.
 
@@ -184,7 +189,7 @@ def _trainer(options: FinetuneOptions, model: Any, data: Tokens, held_out: Token
         compute_metrics=accuracy if classify else None,
         preprocess_logits_for_metrics=most_likely if classify else None,
         optimizer_cls_and_kwargs=(
-            lambda: optimizer,
+            lambda: partial(_optimizer, options, _total_steps(options, len(data))),
             {"lr": options.lr, "other_lr": options.head_lr, "weight_decay": options.weight_decay},
         ),
         callbacks=[Watch(), Finished(), Log(out / "metrics.jsonl")],
@@ -195,6 +200,14 @@ def _trainer(options: FinetuneOptions, model: Any, data: Tokens, held_out: Token
     if board is not None:
         trainer.add_callback(board)
     return trainer
+
+
+def _optimizer(options: FinetuneOptions, steps: int, model: Any, **rates: Any) -> LowRankOptimizer:
+    """The optimizer, where asked for with AdaLoRA's policy: ranks fall from a tenth of the run to its last quarter."""
+    made = optimizer(model, **rates)
+    if options.target_rank is not None:
+        adalora(model, made, Budget(options.target_rank, steps, first=steps // 10, last=steps // 4))
+    return made
 
 
 def _arguments(options: FinetuneOptions, examples: int, evaluates: bool) -> Any:

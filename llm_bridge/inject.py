@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lowrank_sp.coverage import covers
+
 from .adapter import Adapted, Adapter, key_of
+from .layers import EMBEDDING
 from .parts import AdaptedPart, Part, close_host, is_host, open_host
 from .recipe import Recipe, recipe
 from .sites import Site, Targets, find_sites, matches
@@ -81,6 +84,7 @@ def base_parameters(model: nn.Module, shared: bool = False) -> dict[str, nn.Para
     return found
 
 
+@covers("P15")
 def adapt(
     model: nn.Module,
     variant: str | Recipe = "lora",
@@ -207,11 +211,7 @@ def build(
 ) -> Adapter:
     """The adapter of one site; the values of arrays in ``given`` do not matter, because another site has them."""
     made, rank = setup.recipe, setup.ranks[site.name]
-    if site.kind.single and made.noise.on_input and setup.dropout > 0:
-        raise ValueError(
-            f"{site.name} lies in a module that takes one weight for all tokens, so that dropout on the input is "
-            "not possible there; use dropout=0, exclude it, or a recipe with noise on the rank components"
-        )
+    _check_kind(site, setup)
     form = made.form_for(site.shape, rank)
     scale = made.scale(setup.alphas[site.name], rank)
     rng = np.random.default_rng([setup.seed, zlib.crc32(site.name.encode())])
@@ -318,6 +318,21 @@ def _check_rank(site: Site, rank: int) -> None:
         raise TypeError(f"rank must be an integer, got {rank!r} for {site.name}")
     if not 1 <= rank <= min(site.shape):
         raise ValueError(f"rank must lie between 1 and {min(site.shape)} for {site.name} {site.shape}, got {rank}")
+
+
+def _check_kind(site: Site, setup: Setup) -> None:
+    """Refuse what needs activations where a layer hands out its matrix alone."""
+    made = setup.recipe
+    if site.kind.single and made.noise.on_input and setup.dropout > 0:
+        raise ValueError(
+            f"{site.name} lies in a module that takes one weight for all tokens, so that dropout on the input is "
+            "not possible there; use dropout=0, exclude it, or a recipe with noise on the rank components"
+        )
+    if not made.mergeable and (site.kind.single or site.kind is EMBEDDING):
+        raise ValueError(
+            f"{site.name} hands out rows or the whole of its matrix, and recipe {made.name!r} has none, because it "
+            "depends on the activations; exclude it, or take another recipe"
+        )
 
 
 def _by_pattern(sites: list[Site], default: Any, patterns: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:

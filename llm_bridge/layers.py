@@ -13,10 +13,18 @@ from torch.nn.modules.module import _global_forward_hooks
 
 from lowrank_sp.parameterizations.channels import Channels
 
-from .applied import add_applied, applied
-from .channels import add_channels
-from .functions import add_thin, beside, outer, rebuilt_linear, rescale, rescaled_linear
-from .product import times_linear
+from .functions import (
+    add_applied,
+    add_channels,
+    add_thin,
+    applied,
+    beside,
+    outer,
+    rebuilt_linear,
+    rescale,
+    rescaled_linear,
+    times_linear,
+)
 
 __all__ = [
     "CONV",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_sp.coverage import covers
 
-from .inject import adapt, adapted
+from .inject import adapt, setups
 from .quantizers import NormalFloat, Quantizer
 from .recipe import Recipe, recipe
 from .sites import Site, Targets, find_sites
@@ -99,19 +99,40 @@ def loftq(
     sites = find_sites(model, targets, exclude)
     for site in sites:
         site.kind.stored(site.layer, site.kind.weight(site.layer))  # quantized weights refuse
+    for site in {site.shape: site for site in reversed(sites)}.values():
+        _check_form(made, site, rank)
     adapt(model, made, rank=rank, targets=targets, exclude=exclude, **options)
     name = options.get("name", "default")
     errors = {site.name: _begin(model, site, name, quantizer, iterations) for site in sites}
     return LoftQReport({p: e[0] for p, e in errors.items()}, {p: e[1] for p, e in errors.items()})
 
 
+def _check_form(made: Recipe, site: Site, rank: int) -> None:
+    """Raise unless the form of a recipe holds any product of the rank at a site, by its effect on one vector."""
+    form, size = made.form_for(site.shape, rank), min(max(rank, 1), *site.shape)
+    draw = torch.Generator().manual_seed(0)
+    left, right, x = (torch.randn(n, k, generator=draw) for n, k in zip((*site.shape, 1), (size, size, site.shape[1])))
+    try:
+        point = form.from_product(left, right, size)
+        shapes = [tuple(array.shape) for array in point.arrays()]
+        fits = shapes == [tuple(shape) for shape in form.shapes(site.shape, made.size(site.shape, size))]
+        fits = fits and torch.allclose(point.apply(x), x @ right @ left.mT, rtol=1e-3, atol=1e-3)
+    except (TypeError, RuntimeError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"recipe {made.name!r} cannot start at a given product: its form does not hold every matrix of rank {rank} "
+            f"at {site.name} {site.shape}; take one that does, such as 'lora'"
+        )
+
+
 @torch.no_grad()
 def _begin(model: nn.Module, site: Site, name: str, quantizer: Quantizer, iterations: int) -> tuple[float, float]:
     """Give one layer its quantized weight and its adapter the factors; returns the errors without and with it."""
-    layer = adapted(model)[site.name]
+    layer: Any = model.get_submodule(site.name)
     adapter, stored = layer.adapter(name), site.kind.weight(layer.base)
     weight = stored.to(torch.promote_types(stored.dtype, torch.float32))
-    rank = adapter.product()[0].shape[1]
+    rank = setups(model)[name].ranks[site.name]
     rng = np.random.default_rng(zlib.crc32(site.name.encode()))
     plain = quantizer(weight)
     base, left, right = alternate(weight, rank, quantizer, iterations, rng)

@@ -9,7 +9,7 @@ import torch
 
 from lowrank_sp.coverage import covers
 
-from .combine import Combine
+from .combines import Combine
 from .layers import CONV1D, LINEAR
 from .starts import Start
 

@@ -186,8 +186,12 @@ class LowRankOptimizer(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If the groups or the state are those of other parameters or rules.
+            If the groups or the state are those of other parameters or rules, or the state holds what companions
+            remember that this optimizer lacks.
         """
+        from .steps.companion import expect_companions
+
+        expect_companions(self, state_dict)
         super().load_state_dict(state_dict)
         numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_sp.coverage import covers
 
 from .adapter import Adapted
-from .layers import LayerType, _Dense
+from .layers import LayerType, _Dense, layer_type
 
 if TYPE_CHECKING:
     from .sites import Site
@@ -117,7 +117,7 @@ def open_paths(
     Raises
     ------
     ValueError
-        If blocks match nothing, or the width is neither given nor known.
+        If blocks match nothing, what is never called, or a single layer, or the width is neither given nor known.
 
     Notes
     -----
@@ -157,17 +157,22 @@ def close_paths(model: nn.Module) -> nn.Module:
         raise ValueError(f"the path of {busy[0]} has an adapter; drop or unload it first")
     for module in hosts.values():
         delattr(module, NAME)
+        for key in [key for key, hook in module._forward_hooks.items() if hook is _add_path]:
+            del module._forward_hooks[key], module._forward_hooks_with_kwargs[key]
     return model
 
 
 def _add_path(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
     """The forward hook of a block."""
-    path = block._modules.get(NAME)
-    if path is None:
-        return out
-    x = args[0] if args else next(iter(kwargs.values()))
+    path: Any = block._modules[NAME]
+    x = next(iter((*args, *kwargs.values())), None)
     first = out[0] if isinstance(out, tuple) else out
     width = path.width
+    if not (isinstance(x, Tensor) and isinstance(first, Tensor)):
+        raise TypeError(
+            f"a path needs a block whose first argument is a tensor and whose output is one or begins with one, got "
+            f"{type(x).__name__} and {type(first).__name__} at a {type(block).__name__}"
+        )
     if x.shape != first.shape or x.shape[-1] != width:
         raise ValueError(
             f"a path of width {width} needs a block whose first argument and output have that many channels and one "
@@ -202,4 +207,13 @@ def _chosen(model: nn.Module, blocks: Any) -> list[str]:
             found |= hits
     if not found:
         raise ValueError(f"no block is chosen by {blocks!r}")
+    for name in found:
+        _check_block(name, model.get_submodule(name))
     return [name for name in names if name in found]
+
+
+def _check_block(name: str, block: nn.Module) -> None:
+    if type(block).forward is nn.Module.forward:
+        raise ValueError(f"{name} only holds modules and is never called; name those that it holds")
+    if isinstance(block, Adapted) or layer_type(block) is not None:
+        raise ValueError(f"{name} is a single layer, beside which a path is its own adapter; name whole blocks")

@@ -11,7 +11,7 @@ from lowrank_sp.factors import MatrixFactors
 from lowrank_sp.parameterizations import BurerMonteiro
 from lowrank_sp.rules import Adam, Rule, retract
 
-from .combine import Additive, Combine
+from .combines import Additive, Combine
 from .noise import InputDropout, Noise
 from .nonlinear import Bent
 from .sites import Site

@@ -68,7 +68,7 @@ from .problems import (
     TensorSensing,
     synthetic,
 )
-from .recover import complete, factorize, phase_retrieval, sense, tomography
+from .recover import complete, factorize, hadamard_decomposition, phase_retrieval, sense, tomography
 from .recover_tensor import (
     TensorSeparation,
     complete_tensor,
@@ -195,6 +195,7 @@ __all__ = [
     "factorize",
     "factorize_tensor",
     "fill",
+    "hadamard_decomposition",
     "inits",
     "metrics",
     "nmf",

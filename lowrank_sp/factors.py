@@ -144,7 +144,7 @@ class Factors(ABC):
 
     @classmethod
     def constants(cls, shape: tuple[int, ...], rank: Any, rng: Any, batch: tuple[int, ...]) -> dict[str, Any]:
-        """The fixed arrays that are not Gaussian, such as indices: NumPy arrays by name, with the batch axes."""
+        """The arrays that are drawn in another way, such as indices: NumPy arrays by name, with the batch axes."""
         return {}
 
     @classmethod

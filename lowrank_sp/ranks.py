@@ -113,6 +113,11 @@ def rank_of_sensing(problem: MatrixSensing) -> tuple[int, str]:
 
 def rank_of_completion(problem: MatrixCompletion, share: float) -> tuple[int, str]:
     """Grow the rank one by one, from the leading singular vectors of the residual, while held-out entries gain."""
+    if problem.data.ndim > 1 or problem.data.shape[0] < 2:
+        raise ValueError(
+            'rank="auto" takes one matrix with at least two known entries, got values of shape '
+            f"{tuple(problem.data.shape)}; give the rank as an integer"
+        )
     rest, held = split(problem, share)
     size = float(xp.to_numpy(xp.inner(held[2], held[2], 1)) / held[2].shape[0]) ** 0.5
     most = _determined(rest)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
-from . import inits
+import numpy as np
+
+from . import inits, xp
+from .coverage import covers
 from .escalate import complete_exactly_or_robustly
-from .parameterizations import BurerMonteiro, SymmetricBurerMonteiro
+from .parameterizations import BurerMonteiro, Hadamard, SymmetricBurerMonteiro
 from .problems import MatrixCompletion, MatrixFactorization, MatrixSensing, QuadraticEnsemble
 from .problems.checks import as_data
 from .problems.tomography import PauliEnsemble, normalized
 from .ranks import given, is_auto, rank_of_completion, rank_of_matrix, rank_of_sensing
-from .result import Result, explained
+from .result import Result, explained, join
 from .solve import solve
 from .solvers import AltScaledGD, ScaledCG
 
-__all__ = ["complete", "factorize", "phase_retrieval", "sense", "tomography"]
+__all__ = ["complete", "factorize", "hadamard_decomposition", "phase_retrieval", "sense", "tomography"]
+
+# Random starts that are tried at a time, their iterations, and the relative residual at which one has met the data.
+TOGETHER, TRIAL, MET = 12, 150, 1e-6
 
 
 def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e-10, seed: Any = 0) -> Result:
@@ -36,6 +43,82 @@ def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e
     start = inits.spectral(problem, BurerMonteiro, rank, seed=seed)
     result = solve(problem, start, AltScaledGD(), max_iter, tol)
     return explained(result, why, "BurerMonteiro, randomized SVD -> AltScaledGD")
+
+
+@covers("S19", "P117")
+def hadamard_decomposition(
+    target: Any, rank: int, starts: int = 48, max_iter: int = 1000, tol: float = 1e-10, seed: Any = 0
+) -> Result:
+    """Two matrices of rank r whose elementwise product is closest to a matrix: ``(X1 Y1^H) o (X2 Y2^H)``.
+
+    Conjugate gradients in the metric of ScaledGD from random starts, twelve at a time as one batch, until one meets
+    the data; the best is polished. The loss has local minima: of rank 2 every few starts one succeeds, of rank 3 so
+    few that more than the default may be needed. ``result.choice`` says how many were tried and met the data;
+    ``result.success`` only that the best one is stationary.
+
+    Parameters
+    ----------
+    target : array (m, n)
+    rank : int
+        Of either matrix; their product has rank ``min(r^2, m, n)`` at most.
+    starts : int
+        Most random starts, at least one; noisy data, which nothing meets, take all of them.
+    seed : int or Generator
+        Of the starts.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a rank or a number of starts out of range, or a target that is no matrix of finite numbers.
+
+    Returns
+    -------
+    Result
+        ``result.point`` is a `Hadamard` point with the factors ``left, right, left2, right2``; they are known up
+        to scalings of rows and columns and two r x r matrices at best.
+
+    Notes
+    -----
+    Source: section VII-B of :cite:`survey2026sp`; starts and solver are ours.
+
+    >>> from lowrank_sp import synthetic
+    >>> target = synthetic.hadamard(16, 12, rank=2, seed=0).data
+    >>> bool(np.allclose(hadamard_decomposition(target, rank=2).point.dense(), target))
+    True
+    """
+    if isinstance(starts, (bool, str)) or int(starts) != starts or starts < 1:
+        raise ValueError(f"starts must be an integer of at least 1, got {starts!r}")
+    problem = MatrixFactorization(target)
+    if problem.implicit or problem.data.ndim != 2:
+        kind = f"{type(target).__name__} of shape {tuple(target.shape)}"
+        raise TypeError(f"target must be an array with two axes, got {kind}; the starts form arrays of its size")
+    rank, why = given(rank, problem)
+    tick = perf_counter()
+    point, words = _best_of_starts(problem, rank, int(starts), max(tol, 1e-8), np.random.default_rng(seed))
+    seconds = perf_counter() - tick
+    result = join([solve(problem, point, ScaledCG(), max_iter, tol)], "", seconds)
+    return explained(result, why, f"Hadamard, {words} -> ScaledCG")
+
+
+def _best_of_starts(
+    problem: MatrixFactorization, rank: int, starts: int, tol: float, rng: np.random.Generator
+) -> tuple[Hadamard, str]:
+    """The point of least loss that short runs from random starts reach, and what was tried in words."""
+    m, n = problem.shape
+    # The variance of an entry of W is rank^2 scale^8: that of the target.
+    scale = (problem.scale / (m * n * rank**2)) ** 0.125 or 1.0
+    best, least, tried, met = None, np.inf, 0, 0
+    while tried < starts and not met:
+        batch = min(TOGETHER, starts - tried)
+        start = inits.gaussian(problem, Hadamard, rank, scale, rng, batch)
+        found = solve(problem, start, ScaledCG(), TRIAL, tol)
+        losses = xp.to_numpy(found.fun)
+        k = int(np.argmin(losses))
+        if losses[k] < least or best is None:
+            best, least = found.point.map(lambda a, k=k: a[k]), float(losses[k])
+        met = int((losses <= 0.5 * MET**2 * problem.scale).sum())
+        tried += batch
+    return best, f"the best of {tried} random starts, of which {met or 'none'} met the data"
 
 
 def sense(

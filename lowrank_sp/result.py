@@ -99,7 +99,8 @@ def join(stages: list[Result], choice: str, seconds: float = 0.0) -> Result:
     histories = [stage.history for stage in stages]
     joined = {key: [histories[0][key]] for key in histories[0] if all(key in h for h in histories)}
     for number, history in enumerate(histories[1:], start=2):
-        offset = {"iteration": joined["iteration"][-1][-1], "seconds": joined["seconds"][-1][-1]}
+        # A stage without an iteration adds nothing.
+        offset = {key: next(p[-1] for p in reversed(joined[key]) if len(p)) for key in ("iteration", "seconds")}
         offset["seconds"] += seconds * (number == len(histories))
         for key, parts in joined.items():
             parts.append(history[key][1:] + offset.get(key, 0))

@@ -196,7 +196,7 @@ def _stands_out(problem: RobustPCA | RobustCompletion, point: Any) -> Any:
     gap = abs(problem.leftover(point))
     size = frobenius(point) / (problem.shape[0] * problem.shape[1]) ** 0.5
     deviation = 1.4826 * float(np.median(xp.to_numpy(problem.known_part(gap))))
-    return gap > max(DEVIATIONS * deviation, RELATIVE * size)
+    return problem.suspicious(gap) > max(DEVIATIONS * deviation, RELATIVE * size)
 
 
 def _most_to_trim(problem: RobustPCA | RobustCompletion, rank: int) -> float:

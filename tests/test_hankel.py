@@ -51,6 +51,45 @@ def test_the_signal_is_the_average_along_antidiagonals(convert, shape, dtype):
     assert np.allclose(ours, nearest(point.dense()), atol=1e-12)
 
 
+@LIBRARIES
+def test_remembered_transforms_are_those_of_changed_factors(convert):
+    """Changes in place of a factor that has been measured before."""
+    rng = np.random.default_rng(3)
+    problem = lr.HankelCompletion(convert(np.arange(0, 13, 2)), convert(rng.standard_normal(7)), 13)
+    point = lr.BurerMonteiro.random(problem.shape, 2, rng).map(lambda a: convert(a.copy()))
+    for array in point.arrays():
+        before = float(problem.loss(problem.residual(point)))
+        array[0] += 1.0
+        fresh = float(problem.loss(problem.residual(point.map(lambda a: 1 * a))))
+        assert np.isclose(float(problem.loss(problem.residual(point))), fresh, rtol=1e-12)
+        assert not np.isclose(before, fresh, rtol=1e-3)
+
+
+def test_steps_of_a_torch_optimizer_see_the_loss_of_the_point():
+    rng = np.random.default_rng(4)
+    problem = lr.HankelCompletion(torch.arange(0, 13, 2), torch.as_tensor(rng.standard_normal(7)), 13)
+    point = lr.BurerMonteiro.random(problem.shape, 2, rng).map(lambda a: torch.as_tensor(a).requires_grad_())
+    optimizer = torch.optim.SGD(point.arrays(), 0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        problem.loss(problem.residual(point)).backward()
+        fresh = problem.gradient(point.map(lambda a: a.detach().clone()))
+        for array, gradient in zip(point.arrays(), fresh.arrays(), strict=True):
+            assert torch.allclose(array.grad, gradient, rtol=1e-10)
+        optimizer.step()
+
+
+def test_libraries_are_not_mixed():
+    with pytest.raises(TypeError, match="must share a library, got numpy, torch"):
+        _ = HankelMatrix(np.ones(5), (3, 3)) @ torch.ones(3, 1)
+
+
+def test_weights_of_one_problem_are_its_own():
+    first, second = (lr.HankelCompletion(np.arange(3), np.ones(3), 5) for _ in range(2))
+    first.weights[:] = 0
+    assert second.weights.tolist() == [1, 2, 3, 2, 1]
+
+
 def instance(dtype=complex, length=14, rows=None, seed=0):
     rng = np.random.default_rng(seed)
     x = numbers(rng, length, dtype)

@@ -155,6 +155,28 @@ def test_a_rank_above_that_of_the_data_is_reported():
     assert "MatrixIRLS" not in coarse.choice.split("open")[-1]
 
 
+def test_no_iterations_are_no_error():
+    matrix = np.where(np.random.default_rng(0).random((9, 8)) < 0.8, np.random.default_rng(1).random((9, 8)), np.nan)
+    result = lr.complete(matrix, 2, max_iter=0)
+    assert result.nit == 0
+    assert not result.success
+
+
+ONE = np.where(np.eye(4, 3) * np.eye(4, 3)[0] > 0, 2.0, np.nan)
+PLACES, BATCH = np.indices((4, 3)).reshape(2, -1), np.ones((2, 12))
+
+
+@pytest.mark.parametrize("data", [ONE, lr.MatrixCompletion(*PLACES, BATCH, (4, 3))], ids=["one entry", "batch"])
+@pytest.mark.filterwarnings("ignore:.*no observed entry")
+def test_what_cannot_be_held_out_has_no_automatic_rank(data):
+    problem = lr.MatrixCompletion.of(data)
+    assert np.allclose(problem.residual(lr.complete(data, 1).point), 0, atol=1e-10)
+    with pytest.raises(
+        ValueError, match=r"takes one matrix with at least two known entries, got values of shape \((1,|2, 12)\)"
+    ):
+        lr.complete(data, "auto")
+
+
 def test_noisy_data_take_a_validated_ridge():
     """Weak components under the noise are fitted to it by least squares, and not with the ridge."""
     problem = lr.synthetic.completion(160, 140, 4, 0.1, 300.0, noise=0.02, seed=0, least=4)

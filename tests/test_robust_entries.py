@@ -67,6 +67,28 @@ def test_thresholds_of_lines_of_very_different_length(convert):
         assert found[i] == expected
 
 
+@pytest.mark.parametrize("work", [1, 10**9], ids=["compiled", "sorted"])
+def test_seven_of_a_hundred_are_seven(work, monkeypatch):
+    """0.07 times 100 is a little more than seven."""
+    monkeypatch.setattr(kernels, "WORK", work)
+    values = np.random.default_rng(0).permutation(100.0 + np.arange(100))
+    lines = Lines(Pattern(np.zeros(100, np.int64), np.arange(100), (1, 100)), False)
+    assert lines.thresholds(values, 0.07) == 193
+
+
+@pytest.mark.parametrize("rank", [1, "auto"])
+@pytest.mark.parametrize(
+    "convert", [np.asarray, torch.as_tensor, scipy.sparse.coo_array], ids=["numpy", "torch", "sparse"]
+)
+def test_zeros_have_no_outliers(convert, rank):
+    places = np.indices((6, 5)).reshape(2, -1)
+    stored = scipy.sparse.coo_array((np.zeros(30), places), shape=(6, 5))
+    result, sparse = lr.robust_pca(stored if convert is scipy.sparse.coo_array else convert(np.zeros((6, 5))), rank)
+    assert result.success
+    assert not np.asarray(result.point.dense()).any()
+    assert abs(sparse).sum() == 0
+
+
 @pytest.mark.covers("S05")
 @LIBRARIES
 def test_the_gradient_is_that_of_the_loss_with_outliers_held_fixed(convert):
@@ -121,6 +143,17 @@ def test_the_one_liner_separates_few_stored_entries(kind, noise):
     found = (sparse.to_dense().numpy() if kind == "torch" else sparse.toarray())[rows, cols] != 0
     large = wrong & (abs(values - truth.entries(rows, cols)) > 0.5 * values[~wrong].std())
     assert (found == large).mean() > 0.98
+
+
+@pytest.mark.covers("S05")
+@pytest.mark.parametrize("seed", range(4))
+def test_no_row_is_given_up_as_outliers(seed):
+    """Rows that were fitted to one of their outliers once lost all other entries, in each of these instances."""
+    rows, cols, values, truth, wrong = instance(80, 70, 1, 14.0, seed=seed)
+    matrix = scipy.sparse.coo_array((values, (rows, cols)), shape=(80, 70))
+    result, sparse = lr.robust_pca(matrix, 1)
+    assert np.linalg.norm(result.point.dense() - truth.dense()) < 1e-10
+    assert np.array_equal(sparse.toarray()[rows, cols] != 0, wrong)
 
 
 @pytest.mark.slow

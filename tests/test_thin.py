@@ -46,6 +46,9 @@ def test_shapes_that_differ_and_layouts_that_do():
         close(thin.times(left, s), np.einsum("...mi,...ij->...mj", a, small))
         close(thin.add_times(y, left, s), b + np.einsum("...mi,...ij->...mj", a, small))
     square = normal(rng, 8, 8)
+    close(thin.add_times(x, x, torch.as_tensor(square)[None]), a + a @ square)
+    close(thin.add_times(x[:, :1], x, torch.as_tensor(square)[None]), a[:, :1] + a @ square)
+    assert thin.add_times(x.double(), x, torch.as_tensor(square)[None]).dtype == torch.float64
     close(thin.times(x, torch.as_tensor(square)), a @ square)
     close(thin.add_times(turned, x, torch.as_tensor(square)), a + a @ square)
 

@@ -15,7 +15,7 @@ from lowrank_sp.parameterizations.core import WithValues
 from lowrank_sp.parameterizations.frozen import FrozenRight
 
 from ..adapter import Adapter
-from ..combine import Formed, MagnitudeDirection, TimesBase
+from ..combines import Formed, MagnitudeDirection, TimesBase
 from ..layers import CONV, EMBEDDING
 from ..recipe import RECIPES, over_root_rank
 from ..sites import Site

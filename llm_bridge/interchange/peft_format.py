@@ -14,6 +14,7 @@ from ..checkpoint import made_folder
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..inject import Setup, adapted, base_parameters, check_name, known, owners
 from ..life import require_own_base, require_unmerged
+from ..nonlinear import Bent
 from ..paths import without_paths
 from ..recipe import Recipe, over_root_rank
 from ..restore import check_finite, expected_shapes, put, restored, sites_at
@@ -227,9 +228,9 @@ def _written_by(entries: list[tuple[Site, Adapter]]) -> Method:
         if all(method.accepts(adapter) for _, adapter in entries):
             return method
     forms = sorted({f"{a.form.__name__} with {type(a.combine).__name__}" for _, a in entries})
-    raise ValueError(
-        f"PEFT has no method for {', '.join(forms)}; export_lora writes it as plain LoRA, with the error of every layer"
-    )
+    bent = any(issubclass(a.form, Bent) for _, a in entries)
+    instead = "save keeps it" if bent else "export_lora writes it as plain LoRA, with the error of every layer"
+    raise ValueError(f"PEFT has no method for {', '.join(forms)}; {instead}")
 
 
 def trained_beside(model: nn.Module, setup: Setup) -> tuple[dict[str, Tensor], list[str]]:

@@ -14,10 +14,9 @@ from lowrank_sp.parameterizations import VeRA as VeRAForm
 from lowrank_sp.parameterizations.kronecker import largest_divisor
 
 from ..adapter import Adapter
-from ..combine import Combine, Formed
+from ..combines import Combine, Formed, Placed, Waves
 from ..layers import CONV, EMBEDDING
 from ..recipe import RECIPES, Recipe, everywhere, unscaled
-from ..sampled import Placed, Waves
 from ..sites import Site
 from ..sizes import values_of_lora
 from .base import Method, Piece, Tensors, input_dropout, named_recipe, sites_of, taken, transposed

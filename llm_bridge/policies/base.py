@@ -10,7 +10,7 @@ from torch import nn
 from lowrank_sp.parameterizations import DiagonalCore
 
 from ..adapter import Adapter
-from ..distributed import placements
+from ..distributed import placements, unwrapped
 from ..inject import adapted, known
 from ..steps import Companion
 
@@ -28,8 +28,14 @@ class RankPolicy(Companion):
         Taken so far.
     """
 
+    # Gates have one owner; restarts may begin again what only counts components, not what sets the gates itself.
+    excludes = ("Pruning", "Growing", "HardConcreteGates", "SelectionWeights")
+
     adapters: dict[str, Adapter]
     steps: int
+
+    def parameters(self):
+        return [p for adapter in self.adapters.values() for p in adapter.parameters()]
 
     def ranks(self) -> dict[str, int]:
         """By path, the number of components whose gate is not zero."""
@@ -39,6 +45,8 @@ class RankPolicy(Companion):
 def gated(model: nn.Module, name: str) -> dict[str, Adapter]:
     """The active adapters with this name by path.
 
+    Of the model inside, where it is wrapped for data parallelism.
+
     Raises
     ------
     ValueError
@@ -46,6 +54,7 @@ def gated(model: nn.Module, name: str) -> dict[str, Adapter]:
     TypeError
         If its form has no gates that train.
     """
+    model = unwrapped(model)
     made = known(model, name).recipe
     found = {path: layer.adapter(name) for path, layer in adapted(model).items() if name in layer.active}
     if not found:

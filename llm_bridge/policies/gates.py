@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lowrank_sp.coverage import covers
 
+from ..distributed import unwrapped
 from .base import RankPolicy, gated
 
 __all__ = ["HardConcreteGates"]
@@ -21,7 +22,8 @@ class HardConcreteGates(RankPolicy):
     A gate is ``clip(sigma((log u - log(1 - u) + log d) / tau) (zeta - gamma) + gamma, 0, 1)`` with a u from U(0, 1) for
     every step; it is open with probability ``P = sigma(log d - tau log(-gamma / zeta))``. The gradient of the
     loss in the gates, and that of ``beta (mean P - b)^2``, move ``log d`` by Adam; beta grows with the violation. In
-    evaluation mode gates are those of ``u = 1/2``.
+    evaluation mode gates are those of ``u = 1/2``; the adapters hold these between steps, for saving and merging, and
+    the random ones from a call of the model in training until the step.
 
     Parameters
     ----------
@@ -55,6 +57,7 @@ class HardConcreteGates(RankPolicy):
     """
 
     sees_gradients = True
+    excludes = (*RankPolicy.excludes, "Restarts")
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class HardConcreteGates(RankPolicy):
                 "needs lr > 0, weight >= 0, growth >= 0, temperature > 0, low < 0 and high > 1, got "
                 f"{lr}, {weight}, {growth}, {temperature}, {low}, {high}"
             )
-        self.model, self.budget, self.weight, self.growth = model, budget, weight, growth
+        self.budget, self.weight, self.growth = budget, weight, growth
         self.temperature, self.low, self.high = temperature, low, high
         self.sizes = [len(adapter.values) for adapter in self.adapters.values()]
         like = next(iter(self.adapters.values())).values
@@ -93,7 +96,7 @@ class HardConcreteGates(RankPolicy):
         self.steps = 0
         self._draw()
         self.attach(optimizer)
-        model.register_forward_pre_hook(self._before_forward)
+        self._handles.append(unwrapped(model).register_forward_pre_hook(self._before_forward))
 
     # gates ---------------------------------------------------------------------------------------------------
     def gates(self, noise: Tensor | None = None) -> Tensor:
@@ -135,15 +138,15 @@ class HardConcreteGates(RankPolicy):
         self._show(module.training)
 
     def finish(self) -> None:
-        """Leave the gates of evaluation in the adapters, for saving and merging."""
+        """Leave the gates of evaluation in the adapters where a step did not follow the last call of the model."""
         self._show(False)
 
     def _draw(self) -> None:
-        """New noise, and the gates that belong to it."""
+        """New noise, for the calls to come."""
         u = torch.rand(sum(self.sizes), generator=self.random).clamp_(1e-6, 1 - 1e-6)
         self.noise = u.to(self.logits)
         self._shown: bool | None = None
-        self._show(self.model.training)
+        self._show(False)
 
     @torch.no_grad()
     def _show(self, training: bool) -> None:
@@ -173,4 +176,4 @@ class HardConcreteGates(RankPolicy):
         self.adam.load_state_dict(state["adam"])
         self.random.set_state(state["random"].cpu())
         self._shown = None
-        self._show(self.model.training)
+        self._show(False)

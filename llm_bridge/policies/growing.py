@@ -95,7 +95,7 @@ class Growing(RankPolicy):
     @torch.no_grad()
     def before(self):
         zero_gradients(self.adapters, {path: born == -2 for path, born in self.born.items()})
-        raw = torch.stack([self._raw(path) for path in self.adapters])
+        raw = torch.stack([self._raw(path).to(self.mean) for path in self.adapters])
         self.mean.lerp_(raw, 1 - self.decays[0])
         self.uncertain.lerp_((raw - self.mean).abs(), 1 - self.decays[1])
         young = [path for path, born in self.born.items() if bool((born >= 0).any())]

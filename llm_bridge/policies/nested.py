@@ -11,6 +11,7 @@ from lowrank_sp.coverage import covers
 from lowrank_sp.parameterizations import BurerMonteiro
 
 from ..adapter import Adapter
+from ..distributed import unwrapped
 from ..inject import adapted, check_name, install, known
 from ..life import require_unmerged
 from ..noise import Noise
@@ -38,6 +39,17 @@ class Truncated(Noise):
         if not training:
             return None
         return (torch.arange(rank, device=like.device) < self.rank).to(like.dtype) * self.factor
+
+
+@dataclass(frozen=True)
+class _Untruncated:
+    """Gives adapters all of their components back, when a policy is detached."""
+
+    adapters: dict[str, Adapter]
+
+    def remove(self) -> None:
+        for adapter in self.adapters.values():
+            adapter.noise = Noise()
 
 
 @covers("O45", "R22", "R24")
@@ -82,6 +94,7 @@ class NestedRanks(Companion):
         seed: int = 0,
         name: str = "default",
     ):
+        model = unwrapped(model)
         setup = known(model, name)
         self.adapters = {p: layer.adapter(name) for p, layer in adapted(model).items() if name in layer.active}
         _check_plain(self.adapters, name, setup.recipe.name, setup.dropout)
@@ -94,7 +107,11 @@ class NestedRanks(Companion):
         self.steps = 0
         self._old: list[Tensor] = []
         self.attach(optimizer)
+        self._handles.append(_Untruncated(self.adapters))
         self._draw()
+
+    def parameters(self):
+        return self._arrays()
 
     def _draw(self) -> None:
         self.rank = int(torch.randint(self.least, self.most + 1, (), generator=self.random))

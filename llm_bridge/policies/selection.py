@@ -20,7 +20,8 @@ __all__ = ["SelectionWeights"]
 class SelectionWeights(RankPolicy):
     """AutoLoRA: gates ``softmax(w)`` over the components of a layer, where w learns from held-out data.
 
-    Steps of the optimizer move the columns and leave w; those inside of `held_out` move w and leave the columns.
+    Steps of the optimizer move the columns, and whatever else it has, and leave w; those inside of `held_out` move w
+    alone: nothing else moves, and the moments of the optimizer see no gradient of held-out data.
     Afterwards `chosen_ranks` counts the components with enough weight, for a second run at these ranks.
 
     Parameters
@@ -46,16 +47,16 @@ class SelectionWeights(RankPolicy):
     """
 
     sees_gradients = True
+    excludes = (*RankPolicy.excludes, "Restarts")
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, lr: float = 1e-2, name: str = "default"):
-        self.adapters = gated(model, name)
+        self.adapters, self.optimizer = gated(model, name), optimizer
         self.check(optimizer)
         if not lr > 0:
             raise ValueError(f"lr must be positive, got {lr}")
         self.logits = [nn.Parameter(torch.zeros_like(a.values)) for a in self.adapters.values()]
         self.adam = torch.optim.Adam(self.logits, lr=lr)
         self.steps, self.selecting = 0, False
-        self._columns: list[Tensor] = []
         self._show()
         self.attach(optimizer)
 
@@ -89,18 +90,16 @@ class SelectionWeights(RankPolicy):
                 weights = logits.softmax(0)
                 grad = torch.zeros_like(logits) if adapter.values.grad is None else adapter.values.grad.to(logits)
                 logits.grad = weights * (grad - (weights * grad).sum())
-            self._columns = [a.clone() for a in self._arrays()]
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     @torch.no_grad()
     def after(self):
         self.steps += 1
         if self.selecting:
-            torch._foreach_copy_(self._arrays(), self._columns)
             self.adam.step()
         self._show()
-
-    def _arrays(self) -> list[Tensor]:
-        return [array for adapter in self.adapters.values() for array in (adapter.left, adapter.right)]
 
     @torch.no_grad()
     def _show(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lowrank_sp.parameterizations import Core, PoLAR
 from lowrank_sp.rules import Adam, Canonical, Landing, PerFactor, Refactored, RefactoredScalar, Scaled, chain, translate
 
-from ..combine import MagnitudeDirection, TimesBase
+from ..combines import MagnitudeDirection, TimesBase
 from ..noise import RankDropout
 from ..recipe import Recipe, over_root_rank, register
 from ..starts import OrthonormalIdentity, Principal, ZeroLeft

@@ -9,6 +9,7 @@ from lowrank_sp.parameterizations import BSLoRAGate, BSLoRAKronecker
 
 from ..recipe import Recipe, by_block, everywhere, register
 from ..sites import find_sites
+from ..starts import ByArray, Constant, Fan
 from .shared import BSLORA
 
 __all__ = ["bslora_gate_of", "bslora_kronecker_of"]
@@ -19,13 +20,35 @@ _OF_MODEL = tuple(
     for side in ("left", "right")
 )
 
+_GAIN = 3**-0.5  # as large as those of LoRA
+_OPEN = ByArray(
+    (
+        ("left", Fan(-2, _GAIN)),
+        ("right", Constant(0.0)),
+        *(
+            (f"{name}_{scope}", draw)
+            for scope in ("layer", "model")
+            for name, draw in (
+                ("rows", Fan(-1, _GAIN)),
+                ("cols", Constant(0.0)),
+                ("tall", Constant(1.0)),
+                ("wide", Constant(1.0)),
+                ("left", Fan(-2, _GAIN)),
+                ("right", Fan(-2, _GAIN)),
+            )
+        ),
+    )
+)
+
 BSLORA_GATE = register(
     BSLORA.but(
         "bslora-gate",
         covers=("P64",),
         form=BSLoRAGate,
-        note="Gates of width one, as published, let a shared pair add a matrix of rank one. Shared among layers of one "
-        "shape; bslora_gate_of(model) has one pair for all shapes.",
+        init=_OPEN,
+        note="Gates of width one, as published, let a shared pair add a matrix of rank one. Those between the pair and "
+        "the layer's own gates start at one, because small ones would close it. Shared among layers of one shape; "
+        "bslora_gate_of(model) has one pair for all shapes.",
     )
 )
 BSLORA_KRONECKER = register(

@@ -9,14 +9,20 @@ from ..starts import ByArray, Constant, Fan, Segments
 from .basic import LORA
 from .structured import single
 
-_ZEROS = ByArray((("left", Constant(0.0)), ("right", Fan(-2)), ("router", Fan(-2, 3**-0.5))))
+GAIN = 3**-0.5  # of the layers of torch, from which LoRA has its start, too
+
+
+def _zeros(axis: int) -> ByArray:
+    """Experts that vanish, with the axis over which their inputs are multiplied."""
+    return ByArray((("left", Constant(0.0)), ("right", Fan(axis, GAIN)), ("router", Fan(-2, GAIN))))
+
 
 MOE_LORA = register(
     LORA.but(
         "moe-lora",
         cite="he2026unified",
         form=LowRankExperts,
-        init=_ZEROS,
+        init=_zeros(-2),
         note="Eight experts of the rank each, of which two act; form=LowRankExperts.of(count, Top(k)) are others, and "
         "`balancing` gives the balance loss.",
     )
@@ -43,6 +49,7 @@ MOKA = register(
         cite="sadeghi2025moka",
         covers=("P58",),
         form=KroneckerExperts,
+        init=_zeros(-1),
         size=single,
         scale=one,
         note="Reconstructed, since the sources only name it: four Kronecker products with the sides of 'krona', "

@@ -8,8 +8,8 @@ from typing import Any
 from lowrank_sp.parameterizations import BSLoRA, Core, NoLA, RandLoRA, RaSA, TiedLoRA, VeRA
 
 from ..bank import VectorBank
+from ..combines import OneSided
 from ..multiplicative import one
-from ..one_sided import OneSided
 from ..recipe import Recipe, by_block, by_shape, by_type, everywhere, register
 from ..sites import Site, find_sites, layer_index
 from ..starts import ByArray, Constant, Fan, Normal, SubtractedByArray, VanishingZeros

@@ -31,11 +31,9 @@ from lowrank_sp.parameterizations import (
 )
 from lowrank_sp.rules import Shrinkage
 
-from ..combine import Formed
-from ..costs import Cheaper
+from ..combines import Cheaper, Formed, Placed, Waves
 from ..miss import Shards
 from ..recipe import register
-from ..sampled import Placed, Waves
 from ..sizes import Fitting, Times, half, shorter_side, single, square, values_of_lora
 from ..starts import (
     ByArray,

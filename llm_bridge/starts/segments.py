@@ -26,6 +26,11 @@ class Segments(Start):
     shrink : float
         rho, 10 in the published code.
 
+    Raises
+    ------
+    TypeError
+        For a form that is not like `llm_bridge.experts.LowRankExperts`.
+
     Notes
     -----
     The source subtracts the sum of all experts from the weight, which the router does not add back: its model does
@@ -37,10 +42,12 @@ class Segments(Start):
     moves = True
 
     def __call__(self, site):
+        if site.form.ndims != (3, 3, 2):
+            raise TypeError(f"{site.form.__name__} has no pair of factors for every expert; take LowRankExperts")
         u, s, vh = torch.linalg.svd(site.weight(), full_matrices=False)
         count, width = site.form.count, min(site.rank, len(s))
         firsts = [min(e * (len(s) // count), len(s) - width) for e in range(count)]
         parts = [slice(first, first + width) for first in firsts]
-        root = (s / (site.scale * self.shrink)).sqrt()
+        root = (s / (abs(site.scale) * self.shrink)).sqrt()
         left, right = (torch.stack([(side * root)[:, part] for part in parts]) for side in (u, vh.mT))
         return site.form(left, right, site.normal(site.shape[1], count) / (3 * site.shape[1]) ** 0.5)

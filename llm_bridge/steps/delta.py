@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lowrank_sp.coverage import covers
 
+from ..distributed import unwrapped
 from ..inject import adapted, known
 from ..truncation import thin_sum
 from .companion import Companion
@@ -47,6 +48,8 @@ class DeltaLoRA(Companion):
     named in :cite:`he2026unified`.
     """
 
+    excludes = ("Restarts",)  # which keep theirs in the same place
+
     def __init__(
         self,
         model: nn.Module,
@@ -55,6 +58,7 @@ class DeltaLoRA(Companion):
         first: int = 0,
         name: str = "default",
     ):
+        model = unwrapped(model)
         made = known(model, name).recipe
         self.model, self.name, self.ratio, self.first = model, name, ratio, first
         self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
@@ -70,6 +74,9 @@ class DeltaLoRA(Companion):
         Beside().prepare(model, name)
         self.attach(optimizer)
         self._anchor()
+
+    def parameters(self):
+        return [p for path in self.paths for p in layer_at(self.model, path).adapter(self.name).parameters()]
 
     def _anchor(self) -> None:
         """Remember, at step K, the updates and what is kept beside already."""
@@ -104,4 +111,6 @@ class DeltaLoRA(Companion):
 
     def restore(self, state):
         self.steps = int(state["steps"])
-        self.anchors = {path: (pair["left"], pair["right"]) for path, pair in state["anchors"].items()}
+        # Saved states are often read to the CPU, and these are no state of a parameter, which torch would move.
+        devices = {path: layer_at(self.model, path).adapter(self.name).product()[0].device for path in self.paths}
+        self.anchors = {p: (a["left"].to(devices[p]), a["right"].to(devices[p])) for p, a in state["anchors"].items()}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lowrank_sp.coverage import covers
 
+from ..distributed import unwrapped
 from ..inject import adapt, adapted, check_name, known
 from ..life import activate, active
 from ..truncation import thin_sum
@@ -49,6 +50,7 @@ class TaskDirections(Companion):
     """
 
     def __init__(self, model: nn.Module, after: int = 100, count: int = 8, name: str = "default"):
+        model = unwrapped(model)
         made = known(model, name).recipe
         self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
         if not self.paths:
@@ -70,6 +72,9 @@ class TaskDirections(Companion):
             extra = layer_at(model, path).adapter(self.extra)
             extra.left.zero_()  # until the directions are chosen
             extra.right.zero_()
+
+    def parameters(self):
+        return [p for path in self.paths for p in layer_at(self.model, path).adapter(self.extra).parameters()]
 
     def before(self):
         pass

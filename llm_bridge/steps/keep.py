@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from lowrank_sp.parameterizations import BurerMonteiro
 
-from ..adapter import Adapter
-from ..combine import Additive
+from ..adapter import Adapter, key_of
+from ..combines import Additive
 from ..inject import Setup, adapted, check_name, install, setups
 from ..life import activate, active
 from ..noise import Noise
@@ -22,7 +23,7 @@ from ..restore import sites_at
 from ..sites import Site
 from ..truncation import reduced
 
-__all__ = ["Beside", "InWeights", "Keep", "layer_at", "set_past"]
+__all__ = ["Beside", "InWeights", "Keep", "layer_at", "set_past", "vanishes"]
 
 
 class Keep(ABC):
@@ -68,11 +69,11 @@ class Beside(Keep):
             _install_past(model, name, past)
         for path, layer in adapted(model).items():
             if past in layer.names():
-                layer.adapters[f"adapter_{past}"] = _frozen(layer.adapter(past), setups(model)[past], path)
+                layer.adapters[key_of(past)] = _frozen(layer.adapter(past), setups(model)[past], path)
 
     def absorb(self, model, name, path, left, right):
         past, setup = layer_at(model, path).adapter(f"{name}-past"), setups(model)[f"{name}-past"]
-        if not left.any():
+        if vanishes(left, right):
             return 0.0
         whole = torch.cat((past.left.double(), left), 1), torch.cat((past.right.double(), right), 1)
         kept = reduced(*whole, tolerance=self.tolerance)
@@ -94,25 +95,30 @@ class InWeights(Keep):
 
     The adapter then belongs to weights that exist nowhere else, and `save` and its kin refuse it. What was learned
     leaves as a whole model: ``lb.merge(model)``, ``lb.unload(model)``, and save that. Weights in half precision
-    round every update; the report of a restart says how much is lost.
+    round every update; the report of a restart says how much is lost. A weight that a layer shares with another module
+    becomes its own, as the other one is not adapted.
     """
 
     def prepare(self, model, name):
-        for site in sites_at(model, [p for p, layer in adapted(model).items() if name in layer.names()], "the model"):
+        paths = [path for path, layer in adapted(model).items() if name in layer.names()]
+        sites = sites_at(model, paths, "the model")
+        for site in sites:
             site.kind.stored(site.layer, site.kind.weight(site.layer))  # quantized weights refuse
             if isinstance(site.layer, Part):
                 raise ValueError(
                     f"{site.name} is a part of a parameter of its module, which checkpoints of adapters do not hold; "
                     "keep what was learned Beside the weights, or exclude it"
                 )
-        setups(model)[name].rebased = "earlier phases of its training are in the weights of the model"
+        _untie(model, sites)
+        for other in {other for path in paths for other in layer_at(model, path).names()}:
+            setups(model)[other].rebased = f"earlier phases of training {name!r} are in the weights of the model"
 
     def absorb(self, model, name, path, left, right):
         layer = layer_at(model, path)
         weight = layer.kind.weight(layer.base)
-        change = (left @ right.mT).to(torch.promote_types(weight.dtype, torch.float32))
-        if not change.any():
+        if vanishes(left, right):
             return 0.0
+        change = (left @ right.mT).to(torch.promote_types(weight.dtype, torch.float32))
         total = (weight.to(change.dtype) + change).to(weight.dtype)
         error = (total.double() - weight.double() - left @ right.mT).norm() / change.double().norm()
         layer.kind.replace(layer.base, layer.kind.stored(layer.base, total))
@@ -187,6 +193,20 @@ def _set(adapter: Any, setup: Setup, path: str, left: Tensor, right: Tensor) -> 
 def _size(left: Tensor, right: Tensor) -> Tensor:
     """Frobenius norm of ``left right^T``."""
     return (torch.linalg.qr(left).R @ torch.linalg.qr(right).R.mT).norm()
+
+
+def _untie(model: nn.Module, sites: list[Site]) -> None:
+    """Give layers a copy of a weight that others use too, into which checkpoints could not be loaded apart."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for site in sites:
+        if uses[id(site.layer.weight)] > 1:
+            copy = site.kind.stored(site.layer, site.kind.weight(site.layer).detach().clone())
+            site.kind.replace(site.layer, copy)
+
+
+def vanishes(left: Tensor, right: Tensor) -> bool:
+    """Whether ``left right^T`` is zero but for rounding, as where a start is subtracted and nothing has moved."""
+    return bool(_size(left, right) <= 1e-12 * left.norm() * right.norm())
 
 
 def _precise(weight: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class PrivateSteps:
     batch : int
         B, the expected size of a batch, whatever the sizes of the batches drawn.
     seed : int
-        Of the noise. Privacy asks for one that nobody knows.
+        Of the noise. Privacy asks for one that nobody knows, such as ``secrets.randbits(128)``.
 
     Raises
     ------
@@ -43,8 +43,9 @@ class PrivateSteps:
     Notes
     -----
     Drawing batches (every sample on its own, with the same probability) and accounting for the privacy that all steps
-    together spend are up to the caller. Source: :cite:`abadi2016dpsgd`, :cite:`sun2024ffalora`; named in
-    :cite:`survey2026sp`.
+    together spend are up to the caller. The noise is that of torch's generators, which are not made for cryptography.
+    In one process: samples are differentiated without DistributedDataParallel.
+    Source: :cite:`abadi2016dpsgd`, :cite:`sun2024ffalora`; named in :cite:`survey2026sp`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip: float, noise: float, batch: int, seed: int = 0):
@@ -83,7 +84,7 @@ class PrivateSteps:
             shrink = float((self.clip / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(max=1.0))
             torch._foreach_add_(total, found, alpha=shrink)
             seen.append(float(value.detach()))
-        number = int(np.random.SeedSequence([self.seed, self.steps]).generate_state(1)[0])
+        number = int(np.random.SeedSequence([self.seed, self.steps]).generate_state(1, np.uint64)[0])
         generators: dict[torch.device, torch.Generator] = {}
         for p, grad in zip(parameters, total, strict=True):
             generator = generators.setdefault(p.device, torch.Generator(p.device).manual_seed(number))

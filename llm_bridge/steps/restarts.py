@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank_sp.coverage import covers
 
 from ..adapter import Adapter
-from ..distributed import placements
+from ..distributed import placements, unwrapped
 from ..inject import adapted, known
 from ..restore import sites_at
 from ..sites import Site, layer_index
@@ -21,7 +21,7 @@ from ..starts import Start, StartSite
 from ..truncation import reduced, thin_sum
 from .companion import Companion
 from .forget import forget
-from .keep import Beside, Keep, layer_at
+from .keep import Beside, Keep, layer_at, vanishes
 
 __all__ = [
     "Phases",
@@ -215,6 +215,7 @@ class Restarts(Companion):
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, phases: Phases, name: str = "default", seed: int = 0
     ):
+        model = unwrapped(model)
         self.model, self.phases, self.name, self.seed = model, phases, name, seed
         self.setup = known(model, name)
         self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
@@ -230,6 +231,9 @@ class Restarts(Companion):
         self._choose()
 
     # what the optimizer calls --------------------------------------------------------------------------------
+    def parameters(self):
+        return [p for path in self.paths for p in self.adapter(path).parameters()]
+
     def before(self):
         pass
 
@@ -244,7 +248,9 @@ class Restarts(Companion):
 
     def restore(self, state):
         self.steps = int(state["steps"])
-        self.velocity = {path: (pair["left"], pair["right"]) for path, pair in state["velocity"].items()}
+        # Saved states are often read to the CPU, and these are no state of a parameter, which torch would move.
+        devices = {path: self.adapter(path).product()[0].device for path in self.paths}
+        self.velocity = {p: (v["left"].to(devices[p]), v["right"].to(devices[p])) for p, v in state["velocity"].items()}
         self._choose()
 
     # a restart -----------------------------------------------------------------------------------------------
@@ -269,7 +275,7 @@ class Restarts(Companion):
             self._begin(site)
         forget(self.optimizer, [self.adapter(path) for path in self.paths], self.phases.forget)
         trains = self._choose()
-        errors = {path: error for path, error in errors.items() if learned[path][0].any()}
+        errors = {path: error for path, error in errors.items() if not vanishes(*learned[path])}
         return RestartReport(self.phase, errors, self.phases.keep.ranks(self.model, self.name), trains)
 
     def _learned(self, path: str) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ class SharpnessAware:
 
     Two backward passes a step. The parameters come back exactly to where they were before the step is taken.
     Schedulers, clipping (in the closure), and ``state_dict`` are those of the optimizer, which this one only calls.
+    Not for scaled losses: train in bfloat16, or in single precision.
 
     Parameters
     ----------
@@ -62,10 +63,17 @@ class SharpnessAware:
         ----------
         closure : callable () -> loss
             Clears the gradients, computes the loss and calls backward, as optimizers of torch ask for it.
+
+        Raises
+        ------
+        ValueError
+            If nothing that moves has a gradient after it.
         """
         with torch.enable_grad():
             loss = closure()
         moved = self._moved()
+        if not moved:
+            raise ValueError("no parameter that moves has a gradient after the closure; it must call backward")
         with torch.no_grad():
             old = [p.detach().clone() for p in moved]
             grads = [p.grad for p in moved if p.grad is not None]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..recipe import recipe
+from lowrank_sp.parameterizations import DiagonalCore
+
+from ..recipe import Recipe, recipe
 
 __all__ = ["TASKS", "FinetuneOptions"]
 
@@ -32,6 +34,9 @@ class FinetuneOptions:
     out: str = field(metadata={"help": "folder for everything that the run writes"})
     recipe: str = _option("lora", "variant of LoRA")
     rank: int = _option(8, "rank of the updates")
+    target_rank: int | None = _option(
+        None, "rank that is left in the end on average, as AdaLoRA chooses components; for recipes with gates"
+    )
     alpha: float | None = _option(None, "scale of the updates before the recipe divides it (default: twice the rank)")
     targets: str | tuple[str, ...] = _option(
         "all-linear", "layers: all-linear, names, or regular expressions", nargs="+"
@@ -65,7 +70,7 @@ class FinetuneOptions:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
-        recipe(self.recipe)
+        _check_target(recipe(self.recipe), self.rank, self.target_rank)
         for name in ("rank", "batch_size", "accumulate", "calibration_batches", "epochs", "lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -78,3 +83,12 @@ class FinetuneOptions:
             raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
         if self.eval_data is not None and self.eval_data == self.data:
             raise ValueError(f"eval_data is the training file itself: {self.eval_data}")
+
+
+def _check_target(made: Recipe, rank: int, target: int | None) -> None:
+    if target is None:
+        return
+    if not 1 <= target <= rank:
+        raise ValueError(f"target_rank must lie between 1 and rank, {rank}, got {target}")
+    if not (isinstance(made.form, type) and issubclass(made.form, DiagonalCore)):
+        raise ValueError(f"target_rank needs components with gates, which {made.name!r} does not have; take 'adalora'")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import ByFactor, Configured, MatrixFactors, Multilinear, factorization, sum_dense
+from ..factors import ByFactor, Configured, Multilinear, factorization, sum_dense
 from .bm import BurerMonteiro, resized
 from .layered import along_weights, remainder
-from .sided import Sided, Unconvertible, divide
+from .sided import Sided, Thin, Unconvertible, divide
 
 __all__ = ["BSLoRAGate", "BSLoRAKronecker"]
 
@@ -139,11 +139,17 @@ class _Stretched(Sided, Multilinear, Unconvertible):
 
 
 # their sums -------------------------------------------------------------------------------------------------------
-class _LocalPlusShared(ByFactor, MatrixFactors, Configured):
+class _LocalPlusShared(ByFactor, Thin, Configured):
     """A local pair plus what two shared pairs become; no array is in two of the terms."""
 
     term: ClassVar[type[Any]]
-    thin = True
+
+    @classmethod
+    def of(cls, rows: int, cols: int) -> type[Self]:
+        """The form whose shared factors have so many rows and columns of W."""
+        if int(rows) != rows or int(cols) != cols or min(rows, cols) < 1:
+            raise ValueError(f"rows and cols must be positive integers, got {rows}, {cols}")
+        return cls.configured(f"{cls._base().__name__}{int(rows)}x{int(cols)}", int(rows), int(cols))
 
     def _terms(self) -> Iterator[tuple[Any, range]]:
         """Points whose images add up, each with the numbers of its arrays."""
@@ -168,10 +174,6 @@ class _LocalPlusShared(ByFactor, MatrixFactors, Configured):
 
     def dense(self):
         return sum_dense([point for point, _ in self._terms()])
-
-    def apply(self, x):
-        left, right = self.product()
-        return (x @ right.conj()) @ left.mT
 
     def entries(self, rows, cols):
         return sum(point.entries(rows, cols) for point, _ in self._terms())
@@ -203,12 +205,6 @@ class _LocalPlusShared(ByFactor, MatrixFactors, Configured):
         for name, shape in zip(cls.names[2:], shapes[2:], strict=True):
             shared.append((name not in cls.zeros) * xp.expand(one, len(shape)) * xp.asarray_like(np.ones(shape), left))
         return cls(left, right, *shared)
-
-
-def _check_sides(rows: Any, cols: Any) -> tuple[int, int]:
-    if int(rows) != rows or int(cols) != cols or min(rows, cols) < 1:
-        raise ValueError(f"rows and cols must be positive integers, got {rows}, {cols}")
-    return int(rows), int(cols)
 
 
 @covers("P64")
@@ -260,16 +256,18 @@ class BSLoRAGate(_LocalPlusShared):
     term = _Gated
 
     @classmethod
-    def of(cls, rows: int, cols: int) -> type[BSLoRAGate]:
-        """The form whose shared factors have so many rows and columns of W."""
-        rows, cols = _check_sides(rows, cols)
-        return cls.configured(f"BSLoRAGate{rows}x{cols}", rows, cols)
-
-    @classmethod
     def shapes(cls, shape, rank):
         (m, n), (tall, wide) = shape, cls.settings or shape
         shared = (m,), (n,), (tall,), (wide,), (tall, rank), (wide, rank)
         return ((m, rank), (n, rank), *shared, *shared)
+
+    @classmethod
+    def constants(cls, shape, rank, rng, batch):
+        """Positive shared pairs between positive gates, whose scalars stay away from zero, where nothing could move."""
+        form = cls.for_shape(shape)
+        inner = [name for name in form.names if name.startswith(("tall", "wide", "left_", "right_"))]
+        shapes = dict(zip(form.names, form.shapes(shape, rank), strict=True))
+        return {name: abs(rng.standard_normal((*batch, *shapes[name]))) for name in inner}
 
 
 @covers("P64")
@@ -315,12 +313,6 @@ class BSLoRAKronecker(_LocalPlusShared):
     ndims = (2, 2, *(1, 1, 2, 2) * 2)
     zeros = ("right", "cols_layer", "cols_model")
     term = _Stretched
-
-    @classmethod
-    def of(cls, rows: int, cols: int) -> type[BSLoRAKronecker]:
-        """The form whose shared factors have so many rows and columns of W."""
-        rows, cols = _check_sides(rows, cols)
-        return cls.configured(f"BSLoRAKronecker{rows}x{cols}", rows, cols)
 
     @classmethod
     def shapes(cls, shape, rank):

@@ -8,18 +8,21 @@ from typing import Any
 from .. import xp
 from ..coverage import covers
 from ..factors import Configured, Multilinear, factorization
-from .bm import sampled_product
-from .sided import Unconvertible
+from .sided import Thin, Unconvertible
 from .tucker import Tucker
 
 __all__ = ["ConvTucker"]
 
 Array = Any
 
+# made once: a class that is looked up in a forward pass is one the compiler cannot see through
+_ALL = Tucker.of(4)
+_ALL_BUT_OUTPUTS = Tucker.of(4, (1, 2, 3))
+
 
 @covers("P30")
 @factorization
-class ConvTucker(Multilinear, Unconvertible, Configured):
+class ConvTucker(Thin, Multilinear, Unconvertible, Configured):
     """``W[o, (i, y, x)] = sum G[a, b, c, d] A_oa B_ib C_yc D_xd``, the core space of FLoRA for kernels.
 
     Parameters
@@ -56,7 +59,6 @@ class ConvTucker(Multilinear, Unconvertible, Configured):
 
     ndims = (4, 2, 2, 2, 2)
     zeros = ("core",)
-    thin = True
 
     @classmethod
     def of(cls, height: int, width: int) -> type[ConvTucker]:
@@ -86,22 +88,11 @@ class ConvTucker(Multilinear, Unconvertible, Configured):
 
     def _kernels(self) -> Tucker:
         """The kernels with r outputs, which only the outputs' factor is missing."""
-        return Tucker.of(4, (1, 2, 3))(self.core, self.inputs, self.rows, self.cols)
+        return _ALL_BUT_OUTPUTS(self.core, self.inputs, self.rows, self.cols)
 
     def product(self):
         kernels = self._kernels().dense()
         return self.left, xp.adjoint(kernels.reshape(*kernels.shape[:-3], -1))
-
-    def dense(self):
-        left, right = self.product()
-        return left @ xp.adjoint(right)
-
-    def apply(self, x):
-        left, right = self.product()
-        return (x @ right.conj()) @ left.mT
-
-    def entries(self, rows, cols):
-        return sampled_product(*self.product(), rows, cols)
 
     def _reduced(self, g: Any) -> Array:
         """A gradient as one of the kernels with r outputs, ``A^H G``."""
@@ -118,5 +109,5 @@ class ConvTucker(Multilinear, Unconvertible, Configured):
         return type(self)(core, g @ self.product()[1], *factors)
 
     def whiten(self, grad, damping=0.0):
-        point, direction = (Tucker.of(4)(*x.arrays()) for x in (self, grad))
+        point, direction = (_ALL(*x.arrays()) for x in (self, grad))
         return type(self)(*point.whiten(direction, damping).arrays())

@@ -10,7 +10,18 @@ from ..factors import ByFactor, Configured, MatrixFactors
 from ..spaces import FIXED
 from .bm import BurerMonteiro, sampled_product
 
-__all__ = ["Arraywise", "FixedSide", "OfShape", "Sided", "SidedSum", "Unconvertible", "divide", "shape_of", "zeros"]
+__all__ = [
+    "Arraywise",
+    "FixedSide",
+    "OfShape",
+    "Sided",
+    "SidedSum",
+    "Thin",
+    "Unconvertible",
+    "divide",
+    "shape_of",
+    "zeros",
+]
 
 Array = Any
 
@@ -77,15 +88,10 @@ class Arraywise(ByFactor, MatrixFactors):
         return type(self)(*[zeros(g) if space is FIXED else self._white(i, g, damping) for i, (space, g) in pairs])
 
 
-class Sided(Arraywise):
-    """``L R^H`` with ``(L, R) = product()``; ``sides`` says to which side every array belongs, 0 or 1."""
+class Thin(MatrixFactors):
+    """``L R^H`` with thin sides ``(L, R) = product()``, through which everything else goes."""
 
-    sides: ClassVar[tuple[int, ...]] = ()
     thin = True
-
-    @abstractmethod
-    def _chained(self, index: int, cotangent: Array) -> Array:
-        """Gradient of the array number ``index`` from that of its side."""
 
     def dense(self):
         left, right = self.product()
@@ -97,6 +103,16 @@ class Sided(Arraywise):
 
     def entries(self, rows, cols):
         return sampled_product(*self.product(), rows, cols)
+
+
+class Sided(Thin, Arraywise):
+    """``L R^H`` with ``(L, R) = product()``; ``sides`` says to which side every array belongs, 0 or 1."""
+
+    sides: ClassVar[tuple[int, ...]] = ()
+
+    @abstractmethod
+    def _chained(self, index: int, cotangent: Array) -> Array:
+        """Gradient of the array number ``index`` from that of its side."""
 
     def partial(self, index, g):
         if self.spaces[index] is FIXED:

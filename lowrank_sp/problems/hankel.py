@@ -72,6 +72,7 @@ class HankelMatrix:
 
     def __matmul__(self, x: Array) -> Array:
         """A correlation: the transform of the signal times the conjugate one of x, or for the adjoint of conj(x)."""
+        xp.namespace(self.signal, x)
         length = _fft_length(sum(self.shape) - 1)
         fft = _fft(self.signal)
         if self._spectrum is None:

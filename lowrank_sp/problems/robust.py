@@ -140,6 +140,10 @@ class RobustPCA(LeastSquares):
         """The values (m, n) at the known entries, with as many axes as they come."""
         return values if self.known is None else values[self.known]
 
+    def suspicious(self, values: Array) -> Array:
+        """Sizes of the residual (m, n) that may be outliers: all, because ``largest_share`` trims for every row."""
+        return values
+
     def largest_share(self, mask: Array) -> float:
         """The largest share of true entries in any row or column, of ``counts``."""
         rows, cols = self.counts

@@ -196,6 +196,13 @@ class RobustCompletion(LeastSquares):
         """The values at the known entries: all of them."""
         return values
 
+    def suspicious(self, values: Array) -> Array:
+        """Sizes of the residual (N,), zero where they are not among the larger half of their row and of their column.
+
+        A row of few entries that is fitted to one of its outliers would else lose all others, and never return.
+        """
+        return self._largest(values, 0.5)
+
     def largest_share(self, mask: Array) -> float:
         """The share of true entries among all: the largest of any row says little where rows hold few entries."""
         return float(xp.to_numpy(mask).mean())

@@ -29,8 +29,9 @@ def hadamard(m: int, n: int, rank: int, noise: float = 0.0, seed: Any = None) ->
 
     Notes
     -----
-    Solve with `Hadamard` starts and `ALS`. The loss has local minima: run a batch of starts and keep the best. The
-    fewer entries there are per parameter, the fewer starts succeed, for small matrices sometimes none of many.
+    The loss has local minima: `lowrank_sp.hadamard_decomposition` runs batches of `Hadamard` starts and keeps the
+    best. The fewer entries there are per parameter, the fewer starts succeed, for small matrices sometimes none of
+    many.
     Source: section VII-B of :cite:`survey2026sp`.
 
     >>> problem = hadamard(8, 6, rank=2, seed=0)

@@ -62,8 +62,7 @@ def check_rule(
     batch : tuple of int
         Leading axes.
     step : float
-        Step size; the target has spectral norm 1. For a form of more than six arrays, which all lower the loss at
-        once, it is smaller in proportion.
+        Step size; the target has spectral norm 1.
     seed : int
     tol : float
         Relative tolerance of equalities.
@@ -76,7 +75,6 @@ def check_rule(
     require(isinstance(rule, Rule), f"{rule!r} is not a lowrank_sp.rules.Rule")
     require(hash(rule) == hash(rule) and rule == rule, f"{rule!r} must be hashable and equal to itself")
     form = next(f for f in FORMS.values() if issubclass(f, rule.needs)) if form is None else form
-    step *= min(1.0, 6 / len(form.names)) if form.names else 1.0
     rng = np.random.default_rng(seed)
     target, point = _instance(form, rng, dtype, batch)
     name = f"{rule!r} on {form.__name__}"

@@ -51,13 +51,13 @@ def _support(case: Case) -> Any:
 
 
 def _times_base() -> dict[str, Any]:
-    from llm_bridge.combine import TimesBase
+    from llm_bridge.combines import TimesBase
 
     return {"combine": TimesBase()}
 
 
 def _magnitudes() -> dict[str, Any]:
-    from llm_bridge.combine import MagnitudeDirection
+    from llm_bridge.combines import MagnitudeDirection
 
     return {"combine": MagnitudeDirection()}
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import llm_bridge as lb
+from llm_bridge.accumulate import Moments, MomentsSketch
 
 
 def calibration_of(model, task):
@@ -52,6 +53,21 @@ def test_ranks_by_variance_take_the_largest_shares(mlp, task):
     assert sum(ranks.values()) == 8
     assert len(set(ranks.values())) > 1
     lb.adapt(mlp, "eva", targets=list(ranks), rank_pattern=ranks, calibration=[x])
+
+
+@pytest.mark.covers("R19")
+@pytest.mark.parametrize("decay", [1.0, 0.6])
+def test_shares_of_a_sketch_count_what_it_drops(decay):
+    rows = np.random.default_rng(0).standard_normal((400, 40)) * decay ** np.arange(40)
+    squares = np.linalg.svd(rows, compute_uv=False) ** 2
+    whole, sketch = Moments(40), MomentsSketch(40, 8)
+    for part in torch.as_tensor(rows).split(50):
+        whole.add(part)
+        sketch.add(part)
+    assert np.allclose(whole.shares(), squares / squares.sum())
+    expected = squares[:8] / squares.sum()
+    assert np.all(sketch.shares().numpy() <= expected + 1e-12)
+    assert np.allclose(sketch.shares()[:3], expected[:3], rtol=0.02 if decay < 1 else 0.9)
 
 
 def test_ranks_out_of_order(mlp, task):

@@ -26,3 +26,16 @@ def test_one_pair_for_all_shapes(recipe_of, rows, cols, mlp, task):
     assert up.rows_model is not other.rows_model
     losses = train(mlp, task, 40)
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.covers("P64")
+def test_gates_are_open_at_the_start():
+    """The first gradients in the shared part are as large as in a column of the module's own."""
+    model = lb.adapt(torch.nn.Sequential(torch.nn.Linear(512, 384)), "bslora-gate", rank=8)
+    generator = torch.Generator().manual_seed(0)
+    x, target = (torch.randn(32, k, generator=generator) for k in (512, 384))
+    adapter = lb.adapted(model)["0"].adapter("default")
+    loss = (model(x) - target).square().sum()
+    own, *shared = torch.autograd.grad(loss, [adapter.right, adapter.cols_layer, adapter.cols_model])
+    column = own.norm(dim=0).mean()
+    assert all(0.1 * column < grad.norm() < 10 * column for grad in shared)

@@ -10,10 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
-from llm_bridge.applied import add_applied
-from llm_bridge.channels import add_channels
-from llm_bridge.costs import channels_cost, formed_cost
-from llm_bridge.product import times_linear
+from llm_bridge.combines.cheaper import channels_cost, formed_cost
+from llm_bridge.functions import add_applied, add_channels, times_linear
 from lowrank_sp.parameterizations import (
     BlockDiagonal,
     BlockGrid,

@@ -77,6 +77,13 @@ def test_both_adapters_are_saved(mlp, task, tmp_path):
     assert torch.allclose(base(task[0]), mlp(task[0]), atol=1e-6)
 
 
+def test_an_optimizer_from_before_is_refused(mlp):
+    lb.adapt(mlp, "lora", rank=2, targets=["up", "down"])
+    optimizer = lb.optimizer(mlp)
+    with pytest.raises(ValueError, match="does not move all parameters that TaskDirections acts on"):
+        lb.TaskDirections(mlp).attach(optimizer)
+
+
 def test_bad_input(mlp):
     lb.adapt(mlp, "dora", rank=2)
     with pytest.raises(ValueError, match="recipe 'dora' has no thin factors that are added"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import llm_bridge as lb
 from llm_bridge.experts import KroneckerExperts, LowRankExperts, SharedInputExperts, Soft, Top, TopShare
@@ -84,6 +85,17 @@ def test_published_counts_of_llama_3_1_8b(experts, count):
     assert trained(made, 1) == count
 
 
+@pytest.mark.parametrize(("name", "inputs"), [("moe-lora", 256), ("hydralora", 256), ("moka", 16)])
+def test_experts_start_as_small_as_the_layers_of_torch(name, inputs):
+    model = lb.adapt(nn.Sequential(nn.Linear(256, 576)), name, rank=8)
+    adapter = lb.adapted(model)["0"].adapter("default")
+    torch.manual_seed(0)
+    expected = nn.Linear(inputs, 2000).weight.std()
+    assert torch.isclose(adapter.right.std(), expected, rtol=0.05)
+    assert torch.isclose(adapter.router.std(), nn.Linear(256, 2000).weight.std(), rtol=0.05)
+    assert adapter.left.count_nonzero() == 0
+
+
 @pytest.mark.covers("I09")
 def test_experts_of_goat_start_from_their_segments():
     torch.manual_seed(0)
@@ -96,6 +108,19 @@ def test_experts_of_goat_start_from_their_segments():
         part = slice(2 * e, 2 * e + 2)
         expected = (u[:, part] * s[part]) @ vh[part] / (2.0 * 10.0)
         assert np.allclose((b @ a.mT).detach().numpy(), expected, atol=1e-5)
+
+
+def test_segments_are_for_experts_with_a_pair_each():
+    for name in ("lora", "hydralora"):
+        made = lb.recipe(name).but("other", init=lb.recipe("goat").init)
+        with pytest.raises(TypeError, match="no pair of factors for every expert; take LowRankExperts"):
+            lb.adapt(nn.Sequential(nn.Linear(6, 4)), made, rank=2)
+
+
+def test_segments_of_a_negative_scale_start_at_the_pretrained_layer():
+    model = nn.Sequential(nn.Linear(6, 4))
+    before = model(torch.ones(2, 6))
+    assert torch.allclose(lb.adapt(model, "goat", rank=1, alpha=-2.0)(torch.ones(2, 6)), before, atol=1e-6)
 
 
 def test_a_layer_too_small_for_the_segments_starts_all_the_same():
@@ -157,11 +182,13 @@ def test_balance_of_a_convolution_counts_patches():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_mixture_can_be_merged(name, mlp):
+def test_no_mixture_can_be_merged(name, mlp, tmp_path):
     assert not lb.recipe(name).mergeable
     lb.adapt(mlp, name, rank=2)
     with pytest.raises(TypeError, match="which experts act depends on the activations"):
         lb.merge(mlp)
+    with pytest.raises(ValueError, match=r"PEFT has no method for .*Experts.*; save keeps it"):
+        lb.save_peft(mlp, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,3 +240,46 @@ def test_balance_needs_experts_and_a_run(mlp):
     lb.adapt(mlp, "moe-lora", rank=2)
     with lb.balancing(mlp) as balance, pytest.raises(ValueError, match="run the model inside"):
         balance.total()
+
+
+def test_balance_under_checkpointing_has_the_same_gradient(mlp, task):
+    lb.adapt(mlp, "moe-lora", rank=2)
+    found = []
+    for run in (mlp, lambda x: checkpoint(mlp, x, use_reentrant=False)):
+        mlp.zero_grad()
+        with lb.balancing(mlp) as balance:
+            run(task[0])
+            balance.total().backward()
+        found.append([layer.adapter("default").router.grad for layer in lb.adapted(mlp).values()])
+    assert all(torch.equal(a, b) and a.norm() > 0 for a, b in zip(*found, strict=True))
+
+
+def test_balance_warns_where_training_runs_without_gradient(mlp, task):
+    lb.adapt(mlp, "moe-lora", rank=2)
+    with lb.balancing(mlp) as balance:
+        checkpoint(mlp, task[0].clone().requires_grad_(), use_reentrant=True)
+    with pytest.warns(UserWarning, match="the balance has no gradient.*use_reentrant=False"):
+        total = balance.total()
+    mlp.eval()
+    with torch.no_grad(), lb.balancing(mlp) as balance:
+        mlp(task[0])
+    assert torch.allclose(balance.total(), total)
+
+
+def test_routers_decide_in_single_precision():
+    point = drawn(LowRankExperts.of(4, Top(1))).map(lambda a: a.to(torch.bfloat16))
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    expected = (x @ point.router).double().softmax(-1)
+    assert point.apply(x).dtype == torch.bfloat16
+    assert torch.allclose(point.probabilities(x).double(), expected, atol=1e-6)
+    shares = torch.bincount(expected.argmax(-1), minlength=4) / 50
+    assert torch.allclose(point.balance(x).double(), 4 * shares.double() @ expected.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["moe-lora", "hyplora"])
+@pytest.mark.parametrize("layer", [nn.Embedding(9, 6), nn.LSTM(6, 6), nn.MultiheadAttention(6, 2)])
+def test_layers_that_hand_out_their_matrix_are_refused(name, layer):
+    model = nn.ModuleDict({"inner": layer})
+    with pytest.raises(ValueError, match=f"hands out.*recipe '{name}' has none.*exclude it"):
+        lb.adapt(model, name, rank=2, targets=["inner"])
+    assert not lb.adapted(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ import llm_bridge as lb
 from llm_bridge.__main__ import main
 from llm_bridge.data import language, read_rows
 from llm_bridge.training.loop import last_checkpoint
+from llm_bridge.training.models import load_tokenizer
 from tests.bridge.small_files import save_llama, save_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -69,6 +71,36 @@ def test_a_run_leaves_everything_that_was_promised(options, tmp_path):
     assert run["finished"]
     assert run["classes"] == ["high", "low"]
     assert run["options"]["recipe"] == "polar"
+
+
+@pytest.mark.covers("O53")
+def test_the_recipe_of_lorafactory_is_adamw_under_a_cosine(folder, tmp_path):
+    """As the command runs it, against a loop of torch: all rows are one batch, so that their order does not matter."""
+    from transformers import AutoModelForCausalLM
+
+    rows = save_rows(tmp_path / "rows.jsonl", 4)
+    words = ["finetune", "--model", folder, "--data", rows, "--task", "causal-lm", "--out", str(tmp_path / "out")]
+    words += ["--recipe", "lora", "--rank", "8", "--alpha", "16", "--schedule", "cosine", "--dropout", "0"]
+    words += ["--seed", "3", "--lr", "1e-2", "--warmup", "0", "--steps", "6", "--eval-fraction", "0"]
+    main([*words, "--cpu", "--no-progress"])
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    lb.adapt(model, "lora", rank=8, alpha=16.0, seed=3)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    data = language(read_rows(rows), load_tokenizer(folder), "text", 256)
+    opt = torch.optim.AdamW(trained, weight_decay=0.0)
+    for k in range(6):
+        opt.param_groups[0]["lr"] = 1e-2 * (1 + math.cos(math.pi * k / 6)) / 2
+        opt.zero_grad()
+        model(**data.collate(data.examples)).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        opt.step()
+
+    fresh = AutoModelForCausalLM.from_pretrained(folder)
+    lb.load(fresh, tmp_path / "out" / "adapter")
+    assert lb.adapted(fresh)["model.layers.0.mlp.up_proj"].adapter("default").scale == 2.0
+    for a, b in zip(trained, (p for p in fresh.parameters() if p.requires_grad), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 @SLOW

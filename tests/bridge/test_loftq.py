@@ -117,3 +117,10 @@ def test_bad_input_leaves_the_weights(mlp):
     with pytest.raises(ValueError, match="rank must lie between"):
         lb.loftq(mlp, rank=99)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), mlp.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("recipe", ["krona", "localized", "fourierft", "lokr", "mora", "qa-lora", "lost"])
+def test_forms_that_do_not_hold_every_product(recipe, mlp):
+    with pytest.raises(ValueError, match=r"its form does not hold every matrix of rank 2 at layers\.0\."):
+        lb.loftq(mlp, recipe, rank=2, targets=["up", "down"])
+    assert not lb.setups(mlp)

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
-from llm_bridge import one_sided
+from llm_bridge.combines import one_sided
+from llm_bridge.combines.one_sided import channels, fixed_left_linear, fixed_right_linear, formed_is_cheaper
 from llm_bridge.noise import RankDropout
-from llm_bridge.one_sided import channels, fixed_left_linear, fixed_right_linear, formed_is_cheaper
 from llm_bridge.starts import ByArray, Constant
 from lowrank_sp.parameterizations import RandLoRA, VeRA
 

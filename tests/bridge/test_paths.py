@@ -145,6 +145,7 @@ def test_mixes_in_a_batch_and_comes_off(model, x):
     lb.close_paths(model)
     assert torch.equal(model(x), before)
     assert set(model.state_dict()) == names
+    assert not any(block._forward_hooks or block._forward_hooks_with_kwargs for block in model.layers)
     lb.open_paths(model, BLOCKS, width=8)
     lb.open_paths(model, BLOCKS, width=8)
     assert [len(block._forward_hooks) for block in model.layers] == [1, 1]
@@ -210,6 +211,8 @@ def test_a_path_is_where_its_block_is():
         (BLOCKS, 0, "got 0"),
         (["layer"], 8, "blocks holds 'layer', which matches no module; did you mean layers"),
         (lambda name, module: False, 8, "no block is chosen"),
+        ("layers", 8, "layers only holds modules and is never called"),
+        ("linear1", 8, r"layers\.[01]\.linear1 is a single layer"),
     ],
 )
 def test_blocks_that_do_not_exist_are_refused(model, blocks, width, message):
@@ -221,3 +224,16 @@ def test_a_block_of_another_width_is_refused_as_it_runs(model, x):
     lb.open_paths(model, BLOCKS, width=7)
     with pytest.raises(ValueError, match=r"width 7 needs a block whose first argument.*TransformerEncoderLayer"):
         model(x)
+
+
+def test_a_block_that_returns_no_tensor_is_refused_as_it_runs(x):
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"out": x}
+
+    model = nn.ModuleDict({"named": Named()})
+    lb.open_paths(model, "named", width=8)
+    with pytest.raises(TypeError, match=r"a path needs a block whose.*got Tensor and dict at a Named"):
+        model["named"](x)
+    with pytest.raises(TypeError, match="got NoneType and dict"):
+        model["named"](x=None)

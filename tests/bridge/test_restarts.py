@@ -1,9 +1,8 @@
-"""Restarts: what is kept, what begins again, what the optimizer forgets, files and resumed runs."""
+"""Restarts: what is kept, what begins again, what the optimizer forgets, and what cannot restart."""
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,24 +10,10 @@ from torch import nn
 
 import llm_bridge as lb
 from llm_bridge.inject import setups
-from llm_bridge.trainer import trained_state
+
+from .training_steps import restarted, steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning", "ignore:.*shares its weight.*:UserWarning")
-
-
-def prepared(model, phases, recipe="lora", lr=3e-2, rank=1, **options):
-    lb.adapt(model, recipe, rank=rank, **options)
-    optimizer = lb.optimizer(model, lr=lr)
-    return optimizer, lb.Restarts(model, optimizer, phases)
-
-
-def steps(model, optimizer, task, count):
-    for _ in range(count):
-        optimizer.zero_grad()
-        loss = (model(task[0]) - task[1]).square().mean()
-        loss.backward()
-        optimizer.step()
-    return loss.item()
 
 
 def total(model, path, base):
@@ -46,7 +31,7 @@ def test_a_restart_changes_nothing_but_the_room_to_move(recipe, keep, mlp, task)
     base, twin = copy.deepcopy(mlp), copy.deepcopy(mlp)
     lb.adapt(twin, recipe, rank=2)
     steps(twin, lb.optimizer(twin, lr=1e-2), task, 5)
-    optimizer, restarts = prepared(mlp, lb.chain_of_lora(5, keep), recipe, lr=1e-2, rank=2)
+    optimizer, restarts = restarted(mlp, lb.chain_of_lora(5, keep), recipe, lr=1e-2, rank=2)
     steps(mlp, optimizer, task, 5)
     assert torch.allclose(mlp(task[0]), twin(task[0]), atol=1e-5)
     (report,) = restarts.reports
@@ -61,7 +46,7 @@ def test_a_restart_changes_nothing_but_the_room_to_move(recipe, keep, mlp, task)
 @pytest.mark.covers("P40", "R20")
 def test_phases_of_rank_one_reach_rank_three(mlp, task):
     base = copy.deepcopy(mlp)
-    optimizer, restarts = prepared(mlp, lb.relora(20))
+    optimizer, restarts = restarted(mlp, lb.relora(20))
     steps(mlp, optimizer, task, 60)
     singular = torch.linalg.svdvals(total(mlp, "layers.0.up", base))
     assert restarts.phase == 3
@@ -71,7 +56,7 @@ def test_phases_of_rank_one_reach_rank_three(mlp, task):
 
 def test_training_goes_on_from_where_it_was(mlp, task):
     plain = copy.deepcopy(mlp)
-    optimizer, _ = prepared(mlp, lb.chain_of_lora(40))
+    optimizer, _ = restarted(mlp, lb.chain_of_lora(40))
     many = steps(mlp, optimizer, task, 200)
     lb.adapt(plain, "lora", rank=1)
     one = steps(plain, lb.optimizer(plain, lr=3e-2), task, 200)
@@ -82,7 +67,7 @@ def test_weights_stay_or_move(mlp, task):
     base = copy.deepcopy(mlp)
     for keep, moved in ((lb.Beside(), False), (lb.InWeights(), True)):
         model = copy.deepcopy(base)
-        optimizer, _ = prepared(model, lb.chain_of_lora(3, keep))
+        optimizer, _ = restarted(model, lb.chain_of_lora(3, keep))
         steps(model, optimizer, task, 3)
         with lb.disable(model):
             assert torch.allclose(model(task[0]), base(task[0]), atol=1e-6) is not moved
@@ -112,7 +97,7 @@ def test_boosting_trains_some_blocks_a_phase(task):
     from .conftest import Mlp
 
     model = Mlp(blocks=5)
-    optimizer, restarts = prepared(model, lb.xgblora(4, layers=2), targets=["up", "down"])
+    optimizer, restarts = restarted(model, lb.xgblora(4, layers=2), targets=["up", "down"])
     seen = set()
     for _ in range(6):
         trains = {path.split(".")[1] for path in restarts.paths if restarts.adapter(path).left.requires_grad}
@@ -178,7 +163,7 @@ def test_pruning_reaches_buckets_layer_by_layer(mlp, task):
 
 
 def test_a_restart_with_pruned_moments_does_not_jump(mlp, task):
-    optimizer, restarts = prepared(mlp, lb.relora(20))
+    optimizer, restarts = restarted(mlp, lb.relora(20))
     loss = steps(mlp, optimizer, task, 20)
     assert len(restarts.reports) == 1
     assert steps(mlp, optimizer, task, 20) < loss
@@ -211,125 +196,6 @@ def test_the_jagged_schedule():
 def test_schedules_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match="needs 0 <= warmup < every"):
         lb.jagged(**wrong)
-
-
-# files and resumed runs ---------------------------------------------------------------------------------------
-
-
-def test_what_was_learned_is_saved_beside_the_weights(mlp, task, tmp_path):
-    base = copy.deepcopy(mlp)
-    optimizer, _ = prepared(mlp, lb.relora(5), rank=2)
-    steps(mlp, optimizer, task, 13)
-    expected = mlp(task[0])
-    lb.save(mlp, tmp_path / "now")
-    lb.save(mlp, tmp_path / "past", name="default-past")
-    lb.export_lora(mlp, tmp_path / "lora")
-
-    loaded = copy.deepcopy(base)
-    lb.load(loaded, tmp_path / "past")
-    lb.load(loaded, tmp_path / "now")
-    lb.activate(loaded, "default", "default-past")
-    assert torch.allclose(loaded(task[0]), expected, atol=1e-5)
-
-    exported = lb.load_peft(copy.deepcopy(base), tmp_path / "lora")
-    assert torch.allclose(exported(task[0]), expected, atol=1e-5)
-
-    report = lb.combine(mlp, ["default", "default-past"], [1.0, 1.0])
-    assert report.worst < 1e-6
-    assert torch.allclose(mlp(task[0]), expected, atol=1e-5)
-
-    # A run may go on from files.
-    more = lb.optimizer(loaded, lr=3e-2)
-    restarts = lb.Restarts(loaded, more, lb.relora(5))
-    assert not list(lb.adapted(loaded)["layers.0.up"].adapter("default-past").parameters())
-    steps(loaded, more, task, 5)
-    assert restarts.reports[0].ranks["layers.0.up"] == 4 + 2
-
-
-def test_merging_and_unloading_keeps_everything(mlp, task):
-    optimizer, _ = prepared(mlp, lb.relora(5))
-    steps(mlp, optimizer, task, 7)
-    expected = mlp(task[0])
-    lb.merge(mlp)
-    assert torch.allclose(lb.unload(mlp)(task[0]), expected, atol=1e-5)
-
-
-def test_moved_weights_refuse_files(mlp, task, tmp_path):
-    optimizer, _ = prepared(mlp, lb.relora(5, keep=lb.InWeights()))
-    steps(mlp, optimizer, task, 7)
-    for write in (lb.save, lb.save_peft, lb.export_lora):
-        with pytest.raises(ValueError, match=r"cannot be saved on its own: earlier phases .*merge\(model\), unload"):
-            write(mlp, tmp_path / "x")
-    assert not list(Path(tmp_path).glob("x/*"))
-    expected = mlp(task[0])
-    lb.merge(mlp)
-    assert torch.allclose(lb.unload(mlp)(task[0]), expected, atol=1e-5)
-
-
-def test_half_precision_rounds_in_the_weights_only(mlp, task):
-    model = mlp.to(torch.bfloat16)
-    worst = {}
-    for keep in (lb.Beside(), lb.InWeights()):
-        twin = copy.deepcopy(model)
-        optimizer, restarts = prepared(twin, lb.chain_of_lora(5, keep))
-        x, y = (a.bfloat16() for a in task)
-        steps(twin, optimizer, (x, y), 5)
-        worst[type(keep)] = max(restarts.reports[0].errors.values())
-    assert worst[lb.Beside] < 1e-6
-    assert 1e-3 < worst[lb.InWeights] < 1
-
-
-@pytest.mark.parametrize("keep", [lb.Beside(), lb.InWeights()])
-@pytest.mark.parametrize("recipe", ["lora", "reflora", "pissa"])
-@pytest.mark.parametrize("phases", [lb.relora, lb.periodic_lora, lambda e, keep: lb.xgblora(e, 1, keep)])
-def test_a_resumed_run_is_the_same_to_the_bit(phases, recipe, keep, mlp, task):
-    base = copy.deepcopy(mlp)
-    whole, _ = prepared(mlp, phases(3, keep=keep), recipe)
-    steps(mlp, whole, task, 7)
-    kept = copy.deepcopy((trained_state(mlp), whole.state_dict()))
-    steps(mlp, whole, task, 5)
-    model = copy.deepcopy(base)
-    again, restarts = prepared(model, phases(3, keep=keep), recipe)
-    unknown = model.load_state_dict(kept[0], strict=False).unexpected_keys
-    assert not unknown
-    again.load_state_dict(kept[1])
-    assert restarts.steps == 7
-    steps(model, again, task, 5)
-    pairs = zip(mlp.state_dict().items(), model.state_dict().items(), strict=True)
-    assert all(k == l and torch.equal(a, b) for (k, a), (l, b) in pairs)
-
-
-def test_states_of_other_runs_are_refused(mlp, task):
-    lb.adapt(mlp, "lora", rank=2)
-    plain = lb.optimizer(mlp, lr=1e-2)
-    steps(mlp, plain, task, 1)
-    state = plain.state_dict()
-    optimizer = lb.optimizer(mlp, lr=1e-2)
-    lb.Restarts(mlp, optimizer, lb.relora(5))
-    with pytest.raises(ValueError, match="saved without Restarts"):
-        optimizer.load_state_dict(state)
-    with pytest.raises(ValueError, match="has Restarts already"):
-        lb.Restarts(mlp, optimizer, lb.relora(5))
-
-
-@pytest.mark.parametrize("keep", [lb.Beside(), lb.InWeights()])
-def test_an_unmodified_trainer_restarts_and_resumes(keep, llama, tmp_path):
-    from .test_trainer import trainer
-
-    def run(out, resume=None):
-        model = lb.adapt(copy.deepcopy(llama[0]), "lora", rank=2, targets=["q_proj", "up_proj"])
-        optimizer = lb.optimizer(model, lr=1e-2)
-        restarts = lb.Restarts(model, optimizer, lb.relora(3, keep=keep))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lb.jagged(3, warmup=1))
-        trainer(model, out, optimizers=(optimizer, schedule)).train(resume_from_checkpoint=resume)
-        return model, restarts
-
-    whole, restarts = run(tmp_path / "a")
-    assert (restarts.steps, len(restarts.reports)) == (8, 2)
-    resumed, again = run(tmp_path / "b", str(tmp_path / "a/checkpoint-4"))
-    assert (again.steps, len(again.reports)) == (8, 1)
-    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 # what cannot restart ------------------------------------------------------------------------------------------
@@ -425,8 +291,26 @@ def test_attention_restarts_beside_its_weights():
 
 
 def test_a_diverged_phase_is_not_kept(mlp, task):
-    optimizer, restarts = prepared(mlp, lb.relora(1))
+    optimizer, restarts = restarted(mlp, lb.relora(1))
     with torch.no_grad():
         restarts.adapter("layers.0.up").left.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"layers\.0\.up is not finite"):
         steps(mlp, optimizer, task, 1)
+
+
+@pytest.mark.parametrize("keep", [lb.Beside(), lb.InWeights()])
+def test_layers_that_did_not_train_add_nothing(keep, mlp, task):
+    """Where a start is subtracted, factors that have not moved make up a product that is zero but for rounding."""
+    optimizer, restarts = restarted(mlp, lb.xgblora(2, layers=1, keep=keep), "pissa", targets=["up", "down"])
+    steps(mlp, optimizer, task, 2)
+    (report,) = restarts.reports
+    assert len(report.errors) == 2
+    assert all(error < 1e-3 for error in report.errors.values())
+    assert all(rank <= 2 for rank in report.ranks.values())
+
+
+def test_moved_weights_are_those_of_all_adapters(mlp, tmp_path):
+    lb.adapt(mlp, "lora", rank=1, name="other")
+    restarted(mlp, lb.relora(5, keep=lb.InWeights()))
+    with pytest.raises(ValueError, match="adapter 'other' cannot be saved on its own: earlier phases of training 'def"):
+        lb.save(mlp, tmp_path, name="other")

@@ -11,7 +11,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
-from llm_bridge.sampled import Placed, Waves, mode_products, placed_sum, sampled_product, samples, summed_linear
+from llm_bridge.combines.sampled import (
+    Placed,
+    Waves,
+    mode_products,
+    placed_sum,
+    sampled_product,
+    samples,
+    summed_linear,
+)
 
 from .layer_cases import One, move
 

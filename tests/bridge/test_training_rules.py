@@ -128,6 +128,8 @@ def test_sam_of_bad_input(mlp):
         lb.SharpnessAware(lb.optimizer(mlp), 0.0)
     with pytest.raises(ValueError, match="no group of the optimizer has a role among bucket"):
         lb.SharpnessAware(lb.optimizer(mlp), 0.1, ("bucket",))
+    with pytest.raises(ValueError, match="it must call backward"):
+        lb.SharpnessAware(lb.optimizer(mlp)).step(lambda: mlp(torch.ones(1, 12)).sum())
 
 
 # MeZO -----------------------------------------------------------------------------------------------------------
@@ -268,3 +270,15 @@ def test_following_of_bad_input(mlp):
     lb.activate(mlp)
     with pytest.raises(ValueError, match="is not active"):
         lb.DeltaLoRA(mlp, optimizer)
+
+
+def test_delta_lora_does_not_share_its_place_with_restarts(mlp):
+    lb.adapt(mlp, "lora", rank=2)
+    optimizer = lb.optimizer(mlp)
+    lb.DeltaLoRA(mlp, optimizer)
+    with pytest.raises(ValueError, match="Restarts cannot share an optimizer with DeltaLoRA"):
+        lb.Restarts(mlp, optimizer, lb.relora(5))
+    other = lb.optimizer(mlp)
+    lb.Restarts(mlp, other, lb.relora(5))
+    with pytest.raises(ValueError, match="DeltaLoRA cannot share an optimizer with Restarts"):
+        lb.DeltaLoRA(mlp, other)

@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from lowrank_sp.parameterizations import Fourier
 
-from .combine import Combine, Formed
-from .functions import add_thin, compute_dtype
-from .layers import CONV1D, LINEAR, LayerType
+from ..functions import add_thin, compute_dtype
+from ..layers import CONV1D, LINEAR, LayerType
+from .base import Combine, Formed
 
 __all__ = ["Placed", "Waves", "mode_products", "placed_sum", "sampled_product", "samples", "summed_linear"]
 

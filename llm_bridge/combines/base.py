@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lowrank_sp.coverage import covers
 
-from .functions import beside, outer
+from ..functions import beside, outer
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
-    from .layers import LayerType
+    from ..adapter import Adapter
+    from ..layers import LayerType
 
 __all__ = ["Additive", "Combine", "Formed", "MagnitudeDirection", "TimesBase"]
 

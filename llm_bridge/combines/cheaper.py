@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .channels import KEPT
-from .combine import Additive, Combine, Formed
+from ..functions import KEPT
+from .base import Additive, Combine, Formed
 
 __all__ = ["Cheaper", "Cost", "channels_cost", "formed_cost"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from .functions import compute_dtype
+from .thin import compute_dtype
 
 __all__ = ["times_linear"]
 

@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from lowrank_sp.parameterizations.sided import FixedSide
 
-from .combine import Additive, Combine
-from .functions import compute_dtype
-from .layers import CONV1D, LINEAR, LayerType
+from ..functions import compute_dtype
+from ..layers import CONV1D, LINEAR, LayerType
+from .base import Additive, Combine
 
 __all__ = ["OneSided", "channels", "fixed_left_linear", "fixed_right_linear", "formed_is_cheaper"]
 

@@ -1,0 +1,19 @@
+"""Ways in which an update meets the weight of a layer."""
+
+from .base import Additive, Combine, Formed, MagnitudeDirection, TimesBase, accumulate
+from .cheaper import Cheaper
+from .one_sided import OneSided
+from .sampled import Placed, Waves
+
+__all__ = [
+    "Additive",
+    "Cheaper",
+    "Combine",
+    "Formed",
+    "MagnitudeDirection",
+    "OneSided",
+    "Placed",
+    "TimesBase",
+    "Waves",
+    "accumulate",
+]

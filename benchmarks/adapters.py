@@ -12,7 +12,6 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before torch: one thread, 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import random
 import shlex
 import statistics
 import tempfile
@@ -28,7 +27,7 @@ from torch import nn
 import llm_bridge as lb
 from llm_bridge.recipes.shared import rasa_of
 from studies.overhead.models import LAYERS, clone, llama, tokens
-from studies.overhead.step import Step
+from studies.overhead.step import Step, take_turns
 
 COMMAND = "python benchmarks/adapters.py"
 Method = Callable[[nn.Module], nn.Module]
@@ -123,21 +122,15 @@ def step_cost(device: str, rounds: int, names: list[str]) -> list[dict[str, Any]
         model = method(clone(base))
         attach[name] = time.process_time() - begin
         steps[name] = Step(model, tokens(model))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    order = list(steps)
-    for round_ in range(rounds + 1):
-        random.Random(round_).shuffle(order)
-        for name in order:
-            seconds = steps[name].seconds()
-            if round_:
-                times[name].append(seconds)
-    median = {name: statistics.median(values) for name, values in times.items()}
+    seconds, ratios = take_turns(steps, "lora", rounds)
+    median = {name: statistics.median(values) for name, values in ratios.items()}
     saved = {name: step.saved() for name, step in steps.items()}
     extra = {name: saved[name] - saved["frozen"] for name in steps}
     return [
         {
-            "method": name, "trainable": step.trainable, "attach_s": attach[name], "step_ms": 1e3 * median[name],
-            "T": median[name] / median["lora"], "T_peft_lora": median[name] / median["peft lora"],
+            "method": name, "trainable": step.trainable, "attach_s": attach[name],
+            "step_ms": 1e3 * statistics.median(seconds[name]), "T": median[name],
+            "T_peft_lora": median[name] / median["peft lora"],
             "T_floor": median[name] / median["frozen"],
             "T_peft_same": _ratio(median, name), "saved_MiB": saved[name] / 2**20,
             "B": extra[name] / extra["lora"], "B_peft_same": _ratio(extra, name), "peak_bytes": step.peak(),

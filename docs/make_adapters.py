@@ -25,8 +25,9 @@ OPTIMIZER = {
 
 STEP_TEXT = """
 A small Llama (hidden 512, MLP 1408, 4 layers, 28 adapted layers, rank 8) in single precision, 2 x 256 tokens, one
-thread. Time is the median process time of forward, backward and AdamW, all methods taking turns in random order;
-bytes are those of the distinct storages that autograd keeps for backward beyond what the frozen model keeps,
+thread. Time is process time of forward, backward and AdamW, all methods taking turns in random order: the median
+over the rounds of its ratio to the steps of our LoRA just before and after. Bytes are those of the distinct storages
+that autograd keeps for backward beyond what the frozen model keeps,
 without parameters and buffers, so that LoRA's are the inputs of its layers. PEFT is the reference, method by method.
 
 Where a number has a bound:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Step"]
+__all__ = ["Step", "take_turns"]
+
+# Methods between two steps of the reference.
+CLOSE = 6
 
 
 class Step:
@@ -80,3 +85,27 @@ class Step:
             tensors += [t for state in self.optimizer.state.values() for t in state.values()]
             gradients = sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"])
         return gradients + sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def take_turns(
+    steps: Mapping[str, Step], reference: str, rounds: int, seed: int = 0
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of every round but the first, which warms up, and their ratios to the reference.
+
+    The order is random in every round. A ratio is to the mean of the reference's steps before and after, a few methods
+    apart, so that a machine that is slower for a while is so for both.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    ratios: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
+    for round_ in range(rounds + 1):
+        random.Random(1000 * seed + round_).shuffle(order)
+        before = steps[reference].seconds()
+        for begin in range(0, len(order), CLOSE):
+            found = {name: steps[name].seconds() for name in order[begin : begin + CLOSE]}
+            after = steps[reference].seconds()
+            for name, elapsed in found.items() if round_ else ():
+                seconds[name].append(elapsed)
+                ratios[name].append(2 * elapsed / (before + after))
+            before = after
+    return seconds, ratios

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,19 +45,21 @@ def _one_thread() -> Iterator[None]:
 
 def _measured(cell: Cell) -> list[dict[str, Any]]:
     from studies.overhead.models import llama
+    from studies.overhead.step import take_turns
     from studies.overhead.variants import VARIANTS
 
     base = llama(cell["device"], cell["model"])
     names = [FLOOR, *VARIANTS]
     memory = {name: _memory(base, name, cell) for name in names}
-    times = _times(base, names, cell)
+    steps = {name: _step(base, name, cell) for name in names}
+    seconds, ratios = take_turns(steps, "LoRA", cell["rounds"], cell["repeat"])
     floor, lora = memory[FLOOR], memory["LoRA"]
     return [
         {
             "variant": name,
             "trainable": memory[name]["trainable"],
-            "milliseconds": 1e3 * statistics.median(times[name]),
-            **_spread(times[name], times["LoRA"]),
+            "milliseconds": 1e3 * statistics.median(seconds[name]),
+            **_spread(ratios[name]),
             "kept_bytes": memory[name]["kept"],
             "bytes": _ratio(memory[name]["kept"] - floor["kept"], lora["kept"] - floor["kept"]),
             "memory": _ratio(memory[name]["total"], lora["total"]),
@@ -87,24 +88,9 @@ def _memory(base: Any, name: str, cell: Cell) -> dict[str, int]:
     return {"kept": kept, "total": step.peak() or kept + step.resident(), "trainable": step.trainable}
 
 
-def _times(base: Any, names: Sequence[str], cell: Cell) -> dict[str, list[float]]:
-    """Seconds of every round but the first, which warms up."""
-    steps = {name: _step(base, name, cell) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    order, shuffle = list(names), random.Random(cell["repeat"]).shuffle
-    for round_ in range(cell["rounds"] + 1):
-        shuffle(order)
-        for name in order:
-            elapsed = steps[name].seconds()
-            if round_:
-                seconds[name].append(elapsed)
-    return seconds
-
-
-def _spread(times: Sequence[float], lora: Sequence[float]) -> dict[str, float]:
-    """Ratio of the medians, and the least and the largest ratio of a round."""
-    ratios = [a / b for a, b in zip(times, lora, strict=True)]
-    return {"time": statistics.median(times) / statistics.median(lora), "least": min(ratios), "most": max(ratios)}
+def _spread(ratios: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest ratio of a round."""
+    return {"time": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
 def _ratio(value: float, of: float) -> float | None:

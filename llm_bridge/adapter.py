@@ -156,7 +156,7 @@ class Adapter(nn.Module):
 
     def _squares(self, weight: Tensor, parameter: Tensor) -> Tensor:
         """``||w_i||^2``, computed again only when the weight is another one."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or parameter.is_inference():  # the latter has no version
             return weight.float().square().sum(1)
         key = (id(parameter), parameter._version, weight.device, weight.dtype)
         if self._cache is None or self._cache[0] != key:

@@ -117,7 +117,7 @@ class Bucket:
             self.descend(columns, None, None, (), lr, decay)
             return
         point, grad = self.look(columns)
-        state, wrt = self.states[self.turn], self.groups[self.turn]
+        state, wrt = self.states[self.turn], self._moved(columns)
         if fused is not None:
             before: tuple[Any, ...] = ()
             if fused.head is not None:
@@ -148,10 +148,10 @@ class Bucket:
         count, first, second = state[fused.position] if isinstance(self.rule, Chain) else state
         count = count + 1
         first, second = (part.map(Tensor.contiguous) for part in (first, second))  # rows of it are written to
-        for i in self.groups[self.turn]:
+        for i in self._moved(columns):
             grads = [_own_grad(t) for t in columns[i]] if direction is None else _rows(direction.arrays()[i])
             own = _own(columns[i])
-            targets = columns[i] if own else point.arrays()[i].clone()
+            targets = columns[i] if own else point.arrays()[i].clone(memory_format=torch.contiguous_format)
             moments = [part.arrays()[i].unbind(0) for part in (first, second)]
             lists = [columns[i] if own else _rows(targets), grads, *moments]
             rate, shrinks = fused.rates[i], self.form.spaces[i].linear
@@ -163,6 +163,10 @@ class Bucket:
         if fused.curved or any(True for _ in leaves(before)):
             state = self.rule.carry(state, point, self._point(columns))
         self._done(state)
+
+    def _moved(self, columns: list[list[Tensor]]) -> tuple[int, ...]:
+        """The arrays whose turn it is, without those that got no gradient in any adapter, such as frozen ones."""
+        return tuple(i for i in self.groups[self.turn] if any(t.grad is not None for t in columns[i]))
 
     def _done(self, state: Any) -> None:
         self.states[self.turn] = state

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks
+from torch.nn.modules.module import _global_backward_hooks, _global_backward_pre_hooks, _global_forward_hooks
 
 from lowrank_sp.parameterizations.channels import Channels
 
+from .dequantize import dequantized, is_quantized
 from .functions import (
     add_applied,
     add_channels,
@@ -35,6 +35,7 @@ __all__ = [
     "PROJECTION",
     "QUANTIZED",
     "LayerType",
+    "hooked",
     "layer_type",
     "supported_layers",
 ]
@@ -101,7 +102,7 @@ class LayerType(ABC):
     def fresh(self, layer: Any, rows: Any) -> Tensor:
         """The output of the layer itself for `rows`, in memory that nobody else looks at."""
         out = layer(rows)
-        return out.clone() if layer._forward_hooks or _global_forward_hooks else out
+        return out.clone() if _kept(layer) else out
 
     def unbiased(self, layer: Any, rows: Any) -> Tensor:
         """The same without the bias."""
@@ -174,6 +175,8 @@ class _Matrix(_Dense):
         return F.linear(x, weight.to(x.dtype), layer.bias if bias else None)
 
     def rebuilt(self, layer, rows, build, arrays, whole=True):
+        if layer.weight.requires_grad:
+            return super().rebuilt(layer, rows, build, arrays, whole)
         bias = layer.bias if whole else None
         return rebuilt_linear(rows, lambda: self.weight(layer), bias, build, arrays, whole)
 
@@ -181,7 +184,7 @@ class _Matrix(_Dense):
         return add_thin(out, rows, factors, scale)
 
     def times(self, layer, rows, factors, scale):
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or layer.weight.requires_grad:
             return super().times(layer, rows, factors, scale)
         return times_linear(rows, lambda: self.weight(layer), layer.bias, factors, scale)
 
@@ -191,6 +194,8 @@ class _Matrix(_Dense):
         return add(out, rows, form, point.arrays(), scale)
 
     def rescaled(self, layer, rows, seen, factors, scale, vector):
+        if layer.weight.requires_grad:
+            return super().rescaled(layer, rows, seen, factors, scale, vector)
         return rescaled_linear(rows, seen, lambda: self.weight(layer), factors, scale, vector, layer.bias)
 
 
@@ -258,8 +263,7 @@ class _Conv1D(_Matrix):
 
     def fresh(self, layer, rows):
         # Its own forward returns a view, and writing into a view costs a copy of it in backward.
-        hooked = layer._forward_hooks or _global_forward_hooks
-        return layer(rows).clone() if hooked else self.run(layer, rows, self.weight(layer))
+        return layer(rows).clone() if _kept(layer) else self.run(layer, rows, self.weight(layer))
 
 
 class _Embedding(_Dense):
@@ -347,29 +351,15 @@ def _mix(matrix: Tensor, x: Tensor) -> Tensor:
     return (matrix @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
-def dequantized(layer: Any) -> Tensor:
-    """The weight (out, in) of a quantized linear layer, as a plain floating tensor."""
-    weight, kind = layer.weight, type(layer).__name__
-    if not _of(type(layer), "bitsandbytes"):
-        return weight.dequantize()
-    functional = import_module("bitsandbytes.functional")
-    if kind != "Linear8bitLt":
-        return functional.dequantize_4bit(weight.data, weight.quant_state)
-    codes = layer.state.CB if layer.state.CB is not None else weight.CB
-    scales = layer.state.SCB if layer.state.SCB is not None else weight.SCB
-    return codes.to(scales.dtype) * (scales / 127.0)[:, None]
+def hooked(layer: Any) -> bool:
+    """Whether the layer has hooks of its own: on what it returns, or on gradients."""
+    return bool(layer._forward_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
-def _of(kind: type, package: str) -> bool:
-    """Whether a class, or one that it derives from, comes from a package, which need not be installed."""
-    return any(base.__module__.split(".")[0] == package for base in kind.__mro__)
-
-
-def _quantized(layer: nn.Module) -> bool:
-    names = ("Linear4bit", "LinearNF4", "LinearFP4", "Linear8bitLt")
-    if _of(type(layer), "bitsandbytes"):
-        return type(layer).__name__ in names
-    return isinstance(layer, nn.Linear) and _of(type(layer.weight), "torchao")
+def _kept(layer: Any) -> bool:
+    """Whether a hook may keep what the layer returns, or return a view of it, as those on gradients do."""
+    everywhere = _global_forward_hooks or _global_backward_hooks or _global_backward_pre_hooks
+    return bool(everywhere) or hooked(layer)
 
 
 LINEAR, CONV1D, EMBEDDING, CONV = _Linear(), _Conv1D(), _Embedding(), _Conv()
@@ -382,7 +372,7 @@ def layer_type(layer: nn.Module) -> LayerType | None:
     A subclass counts as its base only if it computes the same thing, that is, keeps the base's ``forward``.
     """
     own = type(layer).forward
-    if _quantized(layer):
+    if is_quantized(layer):
         return QUANTIZED
     if own is nn.Linear.forward:
         return LINEAR

@@ -166,7 +166,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """AdamW of torch on the groups that are no buckets, with the state kept here."""
         self._adamw.param_groups, self._adamw.state = self._plain_groups(), self.state
         for group in self._adamw.param_groups:
-            group["fused"] = all(map(_fusible, group["params"]))
+            # For good: the fused step keeps its counters elsewhere. None leaves torch the choice of another one.
+            group["fused"] = all(map(kernel_takes, group["params"])) or None
+            for p in group["params"]:
+                _order(p)
         if self._adamw.param_groups:
             self._adamw.step()
 
@@ -207,10 +210,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self.buckets = fresh
 
 
-def _fusible(parameter: Tensor) -> bool:
-    """Whether torch's fused step is right for it: it takes the memory of a gradient to be in the parameter's order."""
+def _order(parameter: Tensor) -> None:
+    """Lay a dense gradient out as its parameter: torch's fused step takes its memory to be in that order."""
     grad = parameter.grad
-    return kernel_takes(parameter) and (grad is None or grad.stride() == parameter.stride())
+    if grad is not None and grad.layout == torch.strided and grad.stride() != parameter.stride():
+        parameter.grad = torch.empty_like(parameter).copy_(grad.detach())
 
 
 def _with_state(bucket: Bucket, parts: list[dict[str, Any]]) -> list[Bucket]:

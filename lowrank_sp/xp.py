@@ -96,7 +96,7 @@ def _damped(p: Array, damping: Any) -> Array:
     """``p + damping I`` with a relative floor, so that a singular or zero Gram matrix stays invertible."""
     r = p.shape[-1]
     relative, tiny = _floors(p.dtype)
-    plain = isinstance(damping, float)
+    plain = isinstance(damping, (float, int))
     if type(p) is np.ndarray and p.ndim == 2 and plain:
         p = np.array(p, order="C")  # so that ravel below is a view
         diagonal = p.ravel()[:: r + 1]
@@ -154,9 +154,8 @@ def divide_psd(g: Array, p: Array, damping: Any = 0.0) -> Array:
     """``g (p + damping I)^{-1}`` for ``g`` (..., m, r) and Hermitian PSD ``p`` (..., r, r).
 
     By the Cholesky factor: a solve for short ``g``, its inverse applied twice for long ones; both far more
-    accurate than the inverse of ``p`` when that is ill-conditioned. Long tensors of single precision are divided in
-    one pass, by the product of the two halves: a Gram matrix that was formed in single precision is known no
-    better. The floor of `inv_psd` applies, so ``p = 0`` leaves a zero ``g`` zero.
+    accurate than the inverse of ``p`` when that is ill-conditioned. The floor of `inv_psd` applies, so ``p = 0``
+    leaves a zero ``g`` zero.
     """
     if type(p) is np.ndarray and p.ndim == 2 and g.ndim == 2 and g.shape[0] <= SHORT and g.dtype == p.dtype:
         solution = _posv(g.dtype.char)(_damped(p, damping).T, g.T, lower=1)
@@ -165,8 +164,6 @@ def divide_psd(g: Array, p: Array, damping: Any = 0.0) -> Array:
     half = _inverse_cholesky(_damped(p, damping))
     if type(half) is np.ndarray:
         return (g @ adjoint(half)) @ half
-    if g.shape[-2] > SHORT and g.dtype == sys.modules["torch"].float32:
-        return times(g, adjoint(half) @ half)
     return times(times(g, adjoint(half)), half)
 
 

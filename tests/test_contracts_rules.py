@@ -67,6 +67,26 @@ def test_small_matrices_of_many_points_at_once(name, convert):
                 assert np.allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e5])
+def test_one_pass_is_as_near_to_the_direction_as_a_division(condition):
+    """In single precision, for gradients ``(E Y, E^T X)`` over Gram matrices with this condition number."""
+    rng = np.random.default_rng(0)
+
+    def thin(m):
+        q, turn = (np.linalg.qr(rng.standard_normal(shape))[0] for shape in ((m, 8), (8, 8)))
+        return torch.as_tensor((q * np.geomspace(1, condition**-0.5, 8)) @ turn)[None]
+
+    x, y, full = thin(300), thin(400), torch.as_tensor(rng.standard_normal((300, 400)))
+    rule, point, grad = Scaled(), lr.BurerMonteiro(x, y), lr.BurerMonteiro(full @ y, full.mT @ x)
+    exact, _ = rule.update(grad, (), point)
+    point, grad = (p.map(torch.Tensor.float) for p in (point, grad))
+    errors = []
+    for found in (rule.update(grad, (), point)[0], mixed(grad, point, rule.mix(rule.products(grad, point)))):
+        pairs = zip(found.arrays(), exact.arrays(), strict=True)
+        errors.append([float((a.double() - b).norm() / b.norm()) for a, b in pairs])
+    assert all(a > 0 and b < 2 * a for a, b in zip(*errors, strict=True))
+
+
 @dataclass(frozen=True)
 class Drifting(Rule):
     """Declares an equivariance that it lacks."""

@@ -77,6 +77,18 @@ def test_division_is_accurate_for_ill_conditioned_matrices(convert):
     assert np.abs(back - x @ p).max() < 1e-13
 
 
+@LIBRARY
+def test_division_of_long_gradients_in_single_precision(convert):
+    """A gradient ``E y`` over ``y^T y``, of condition number 1e6: the residual stays near that of ``y`` alone."""
+    rng = np.random.default_rng(4)
+    q, turn = (np.linalg.qr(rng.standard_normal(shape))[0] for shape in ((512, 8), (8, 8)))
+    y = (q * np.geomspace(1, 1e-3, 8)) @ turn
+    g = (rng.standard_normal((512, 512)) @ y).astype("float32")
+    p = (y.T @ y).astype("float32")
+    back = np.asarray(xp.divide_psd(convert(g), convert(p)), dtype="float64") @ (p + 0.0)
+    assert np.linalg.norm(back - g) < 5e-4 * np.linalg.norm(g)
+
+
 @DTYPE
 @LIBRARY
 def test_riccati(convert, dtype):

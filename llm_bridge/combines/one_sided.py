@@ -15,9 +15,10 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from lowrank_sp.parameterizations.sided import FixedSide
+from lowrank_sp.spaces import FIXED
 
 from ..functions import compute_dtype
-from ..layers import CONV1D, LINEAR, LayerType
+from ..layers import CONV1D, LINEAR, LayerType, hooked
 from .base import Additive, Combine
 
 __all__ = ["OneSided", "channels", "fixed_left_linear", "fixed_right_linear", "formed_is_cheaper"]
@@ -36,17 +37,18 @@ class OneSided(Combine):
     instead of the side, which is built again in backward. With more tokens than the layer has inputs or outputs
     `formed_is_cheaper` adds the product to the weight rather than to the output. The channels ``x R`` of a fixed
     right side are computed once for all layers that see the same input, and are kept in place of the input. Layers
-    other than linear ones and dropout on the input take the way of `Additive`.
+    other than linear ones, layers with hooks or with a weight that trains, recipes that train what the form fixes, and
+    dropout on the input take the way of `Additive`.
     """
 
     additive = True
 
     def forward(self, kind, layer, x, adapter):
-        if not issubclass(adapter.form, FixedSide) or not _direct(kind, layer, x, adapter):
+        if not _one_sided(adapter) or not _direct(kind, layer, x, adapter):
             return Additive().forward(kind, layer, x, adapter)
         rows, point = kind.rows(layer, x).to(compute_dtype(x)), adapter.point()
         scale = adapter.scale * adapter.noise.gate(adapter.training)
-        fixed = point.fixed().to(rows.dtype)
+        fixed = point.fixed()
         keep = adapter.noise.components(fixed.shape[1], fixed, adapter.training)
 
         def source() -> Tensor:
@@ -63,11 +65,19 @@ class OneSided(Combine):
         return weight + update
 
 
+def _one_sided(adapter: Any) -> bool:
+    """Whether the form fixes a side, and the recipe trains nothing that the form fixes."""
+    form = adapter.form
+    fixed = (name for name, space in zip(form.names, form.spaces, strict=True) if space is FIXED)
+    return issubclass(form, FixedSide) and not any(name in adapter.trains for name in fixed)
+
+
 def _direct(kind: LayerType, layer: Any, x: Tensor, adapter: Any) -> bool:
-    """Whether the layer is a plain product whose input the update sees as it is."""
+    """Whether the layer is a plain frozen product that nobody watches, whose input the update sees as it is."""
     noisy = adapter.training and adapter.noise.on_input and adapter.noise.rate > 0
-    plain = kind in (LINEAR, CONV1D) and layer.weight.is_floating_point()
-    return plain and not noisy and not adapter.shifted and not torch.compiler.is_compiling()
+    plain = kind in (LINEAR, CONV1D) and layer.weight.is_floating_point() and not layer.weight.requires_grad
+    watched = hooked(layer) or layer._forward_pre_hooks
+    return plain and not watched and not noisy and not adapter.shifted and not torch.compiler.is_compiling()
 
 
 # what layers with one input share ---------------------------------------------------------------------------------
@@ -75,9 +85,10 @@ def _direct(kind: LayerType, layer: Any, x: Tensor, adapter: Any) -> bool:
 
 @dataclass
 class _Shared:
-    """The last channels, and what they were made of; both tensors may be gone."""
+    """The last channels, and what they were made of; all three tensors may be gone."""
 
     source: weakref.ref[Tensor]
+    fixed: weakref.ref[Tensor]
     state: tuple[Any, ...]
     channels: weakref.ref[Tensor]
 
@@ -92,16 +103,20 @@ def channels(x: Tensor, rows: Tensor, fixed: Tensor) -> Tensor:
     rows : Tensor (k, n)
         The same, flat and in the type of the product.
     fixed : Tensor (n, r)
+        As it is stored, of any type: a copy would be another matrix every time.
     """
-    made_of = fixed.data_ptr(), fixed.shape, fixed.stride(), fixed._version
+    if x.is_inference() or fixed.is_inference():  # without versions, and then nobody keeps anything to share
+        return rows @ fixed.to(rows.dtype)
+    made_of = fixed.data_ptr(), fixed.dtype, fixed.shape, fixed.stride(), fixed._version
     state, last = (x._version, rows.dtype, *made_of), getattr(_LAST, "entry", None)
-    if last is not None and last.source() is x and last.state == state:
+    # The address says which matrix it is as long as the one that was there is.
+    if last is not None and last.source() is x and last.state == state and last.fixed() is not None:
         found = last.channels()
         if found is not None:
             return found
     with torch.no_grad():
-        made = rows @ fixed
-    _LAST.entry = _Shared(weakref.ref(x), state, weakref.ref(made))
+        made = rows @ fixed.to(rows.dtype)
+    _LAST.entry = _Shared(weakref.ref(x), weakref.ref(fixed), state, weakref.ref(made))
     return made
 
 
@@ -136,6 +151,7 @@ def fixed_right_linear(
         W, which gets no gradient.
     bias : Tensor (m,), optional
     right, seen : Tensor (n, r), (k, r)
+        The side may be of another type, and is kept as it is.
     point : FixedSide
         Of whose arrays those that move get a gradient.
     keep : Tensor (r,), optional
@@ -154,7 +170,7 @@ class _FixedRight(Function):
             (k, n), m = x.shape, len(left)
             kept = m <= k
             if formed_is_cheaper(k, (m, n), right.shape[1], 2 * m + n if kept else m, x.dtype):
-                full = torch.addmm(weight, left, right.mT, alpha=scale)
+                full = torch.addmm(weight, left, right.to(x.dtype).mT, alpha=scale)
                 return F.linear(x, full, bias), full if kept else None
             return F.linear(x, weight, bias).addmm_(seen, left.mT, alpha=scale), None
 
@@ -176,7 +192,7 @@ class _FixedRight(Function):
                 of_x = grad @ full
             elif needs_x:
                 left = _moving(ctx.form, arrays, keep, grad.dtype)
-                of_x = _input_gradient(ctx, grad, left, right, None)
+                of_x = _input_gradient(ctx, grad, left, right.to(grad.dtype), None)
             found = _pulled(ctx, arrays, keep, (grad.mT @ seen).mul_(ctx.scale))
         return of_x, grad.sum(0) if needs_bias else None, *(None,) * 6, *found
 
@@ -198,7 +214,7 @@ class _FixedLeft(Function):
     def forward(x, bias, left, keep, source, form, scale, *arrays):
         with torch.autocast(x.device.type, enabled=False):
             weight, right = source().to(x.dtype), _moving(form, arrays, keep, x.dtype)
-            (k, n), m = x.shape, len(left)
+            (k, n), m, left = x.shape, len(left), left.to(x.dtype)
             if formed_is_cheaper(k, (m, n), right.shape[1], m + n, x.dtype):
                 return F.linear(x, torch.addmm(weight, left, right.mT, alpha=scale), bias)
             return F.linear(x, weight, bias).addmm_(x @ right, left.mT, alpha=scale)
@@ -214,6 +230,7 @@ class _FixedLeft(Function):
         x, left, keep, *arrays = ctx.saved_tensors
         needs_x, needs_bias, *_ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):
+            left = left.to(grad.dtype)
             inner, of_x = grad @ left, None
             if needs_x:
                 right = _moving(ctx.form, arrays, keep, grad.dtype)

@@ -85,9 +85,10 @@ def _scale(adapter: Any) -> float:
 
 
 def _direct(kind: LayerType, layer: Any, x: Tensor, adapter: Any) -> bool:
-    """Whether the layer is a plain product in one precision, whose input the update sees as it is."""
+    """Whether the layer is a plain frozen product in one precision, whose input the update sees as it is."""
     noisy = adapter.training and adapter.noise.on_input and adapter.noise.rate > 0
     exact = kind in (LINEAR, CONV1D) and layer.weight.dtype in (torch.float32, torch.float64)
+    exact = exact and not layer.weight.requires_grad
     same = exact and compute_dtype(x) == x.dtype == layer.weight.dtype == adapter.values.dtype
     return same and not noisy and not adapter.shifted and not torch.compiler.is_compiling()
 

@@ -28,9 +28,9 @@ def _blocks_of(n: int, count: int) -> int:
 def _rows(x: Array, blocks: Array, change: Any) -> Array:
     """Rows (..., k, n) plus ``change`` of their parts (..., count, k, b)."""
     count = blocks.shape[-3]
-    parts = x.reshape(*x.shape[:-1], count, -1).swapaxes(-3, -2)
+    parts = x.reshape(*x.shape[:-1], count, x.shape[-1] // count).swapaxes(-3, -2)
     out = (parts + change(parts)).swapaxes(-3, -2)
-    return out.reshape(*out.shape[:-2], -1)
+    return out.reshape(*out.shape[:-2], x.shape[-1])
 
 
 def _half_upper(a: Array) -> Array:

@@ -151,17 +151,17 @@ class Butterfly(Multiplicative, Configured):
         """Rows (..., n) as (..., n / b, b): the coordinates that the blocks of a factor act on."""
         b = self._side
         if factor:
-            halves = x.reshape(*x.shape[:-1], -1, 2, 1 << factor, b // 2)
+            halves = x.reshape(*x.shape[:-1], x.shape[-1] // (b << factor), 2, 1 << factor, b // 2)
             x = halves.swapaxes(-3, -2)
-            return x.reshape(*x.shape[:-4], -1, b)
-        return x.reshape(*x.shape[:-1], -1, b)
+            return x.reshape(*x.shape[:-4], x.shape[-4] << factor, b)
+        return x.reshape(*x.shape[:-1], x.shape[-1] // b, b)
 
     def _ungrouped(self, x: Array, factor: int) -> Array:
+        b, n = self._side, self.shape[0]
         if factor:
-            b = self._side
-            x = x.reshape(*x.shape[:-2], -1, 1 << factor, 2, b // 2).swapaxes(-3, -2)
-            return x.reshape(*x.shape[:-4], -1)
-        return x.reshape(*x.shape[:-2], -1)
+            x = x.reshape(*x.shape[:-2], n // (b << factor), 1 << factor, 2, b // 2).swapaxes(-3, -2)
+            return x.reshape(*x.shape[:-4], n)
+        return x.reshape(*x.shape[:-2], n)
 
     def _times(self, x: Array, blocks: Array, factor: int) -> Array:
         """Rows (..., k, n) times the block diagonal of ``blocks`` (..., n / b, b, b), where a factor has it."""
@@ -173,9 +173,9 @@ class Butterfly(Multiplicative, Configured):
 
         With the activations as columns, which need not be moved for that: a narrow block times long columns.
         """
-        columns = x.mT.reshape(*x.shape[:-2], -1, blocks.shape[-1], x.shape[-2])
+        columns = x.mT.reshape(*x.shape[:-2], *blocks.shape[-3:-1], x.shape[-2])
         out = blocks @ columns
-        return out.reshape(*out.shape[:-3], -1, out.shape[-1]).mT
+        return out.reshape(*out.shape[:-3], x.shape[-1], x.shape[-2]).mT
 
     @property
     def _count(self) -> int:

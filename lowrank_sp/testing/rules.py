@@ -109,9 +109,12 @@ def _instance(form: Any, rng: Any, dtype: Any, batch: tuple[int, ...]) -> tuple[
     arrays = [a if space is FIXED else a / abs(a) if k == 1 else xp.polar(a) for (space, k), a in pairs]
     point = form(*arrays)
     for _ in range(RESCALINGS):
-        size = np.linalg.norm(point.dense(), 2, axis=(-2, -1)) ** (-1 / form.spaces.count(FLAT))
-        pairs = zip(kinds, point.arrays(), strict=True)
-        point = form(*[xp.expand(size, k) * a if space is FLAT else a for (space, k), a in pairs])
+        norm = np.linalg.norm(point.dense(), 2, axis=(-2, -1))
+        size, pairs = norm ** (-1 / form.spaces.count(FLAT)), zip(kinds, point.arrays(), strict=True)
+        new = form(*[xp.expand(size, k) * a if space is FLAT else a for (space, k), a in pairs])
+        if np.allclose(np.linalg.norm(new.dense(), 2, axis=(-2, -1)), norm, rtol=1e-10, atol=0.0):
+            break  # it is one already, or of no scale of the arrays, which would vanish or grow
+        point = new
     noise = random_direction(point, rng)
     noise = noise.scale(0.3 * moving(point).norm() / noise.norm())
     target = point.dense()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
@@ -159,6 +161,24 @@ def test_one_product_for_all_who_see_the_same_input():
     torch.testing.assert_close(channels(x, x, right), 2 * again)
 
 
+def test_another_matrix_at_the_address_of_one_that_is_gone():
+    x, memory = torch.randn(4, 6), np.random.default_rng(0).standard_normal((6, 3), dtype="float32")
+    right = torch.from_numpy(memory)
+    first = channels(x, x, right)
+    assert channels(x, x, torch.from_numpy(memory)) is first  # a view of the same
+    del right
+    memory *= 2
+    torch.testing.assert_close(channels(x, x, torch.from_numpy(memory)), 2 * first)
+
+
+def test_channels_in_another_type_are_shared():
+    x, right = torch.randn(4, 6), torch.randn(6, 3)
+    first = channels(x, x.bfloat16(), right)
+    assert channels(x, x.bfloat16(), right) is first
+    assert first.dtype == torch.bfloat16
+    assert channels(x, x, right) is not first
+
+
 class Attention(nn.Module):
     """Three projections of one input."""
 
@@ -178,6 +198,40 @@ def test_projections_of_one_input_share_the_product_in_a_step():
         model(x)
     base, left, right = 3 * 2 * 5 * 32 * 32, 3 * 2 * 5 * 32 * 16, 2 * 5 * 32 * 16
     assert counter.get_total_flops() == base + left + right
+
+
+def test_what_a_form_fixes_may_train():
+    torch.manual_seed(0)
+    names = ("scales", "left", "values", "right")
+    model, x = One(nn.Linear(12, 10, bias=False)).double(), draw(40, 12)
+    made = lb.recipe("vera").but("all", trains=names, shares=())
+    lb.adapt(model, made, rank=4, targets=["layer"], dtype=torch.float64)
+    move(model)
+    adapted: Any = model.layer
+    adapter = adapted.adapter("default")
+    moved = [getattr(adapter, name) for name in names]
+    outputs = model(x), x @ (adapted.base.weight + adapter.scale * adapter.point().dense()).mT
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), moved) for out in outputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_checkpointing_computes_the_shared_product_again(name, reentrant):
+    torch.manual_seed(0)
+    x, model = draw(40, 32).requires_grad_(), Attention().double()
+    lb.adapt(model, name, rank=16, dtype=torch.float64)
+    move(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = []
+    for out in (model(x), checkpoint(model, x, use_reentrant=reentrant)):
+        x.grad = None
+        model.zero_grad()
+        out.square().sum().backward()
+        found.append([t.grad.clone() for t in (x, *trained) if t.grad is not None])
+        assert len(found[-1]) == 1 + len(trained)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def conv1d(inputs, outputs):

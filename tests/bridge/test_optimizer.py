@@ -191,6 +191,45 @@ def test_gradients_in_another_order_of_memory(mlp, task):
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*finals, strict=True))
 
 
+def test_the_kernel_stays_the_same_whatever_the_gradients(mlp, task):
+    """Its counters lie elsewhere than those of other steps."""
+    lb.adapt(mlp, "lora", rank=2)
+    opt = lb.optimizer(mlp)
+    for turned in (False, True):
+        gradients(mlp, task)
+        for p in mlp.parameters():
+            if p.requires_grad and turned:
+                p.grad = p.grad.T.contiguous().T
+        opt.step()
+        assert all(group["fused"] for group in opt.param_groups)
+
+
+@pytest.mark.parametrize("name", ["lora", "lora+", "reflora", "polar", "lora-rite"])
+def test_a_factor_that_is_frozen_later_stays(name, mlp, task):
+    lb.adapt(mlp, name, rank=2)
+    opt = lb.optimizer(mlp, weight_decay=0.1)
+    gradients(mlp, task)
+    opt.step()
+    frozen = [layer.adapter("default").right.requires_grad_(False) for layer in lb.adapted(mlp).values()]
+    old = [p.clone() for p in frozen]
+    others = [layer.adapter("default").left for layer in lb.adapted(mlp).values()]
+    before = [p.detach().clone() for p in others]
+    gradients(mlp, task)
+    opt.step()
+    assert all(p.grad is None and torch.equal(p, q) for p, q in zip(frozen, old, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(others, before, strict=True))
+
+
+def test_sparse_gradients_are_refused():
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True), nn.Linear(4, 4))
+    lb.adapt(model, "lora", rank=2, targets=["1"])
+    model[0].weight.requires_grad_()
+    opt = lb.optimizer(model)
+    model(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        opt.step()
+
+
 @pytest.mark.parametrize("name", ["lora+", "riemannian", "polar"])
 def test_factors_in_half_precision_move_as_precise_ones_do(name, mlp, task):
     precise, _ = ends(copy.deepcopy(mlp), task, name)

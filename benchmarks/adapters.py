@@ -12,6 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before torch: one thread, 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import json
 import shlex
 import statistics
 import tempfile
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import table, write_rows
+from common import RESULTS, table, write_rows
 from torch import nn
 
 import llm_bridge as lb
@@ -251,7 +252,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["step", "life"], help="step, life")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of every method, in random order")
-    parser.add_argument("--methods", nargs="*", default=[], help="recipes to compare; by default all")
+    parser.add_argument("--methods", nargs="*", default=[], help="only these; other stored rows stay")
     parser.add_argument("--quick", action="store_true", help="three rounds; prints and stores nothing")
     args = parser.parse_args()
     jobs = {"step": step_cost, "life": life_cost}
@@ -263,10 +264,27 @@ def main() -> None:
         rows = jobs[part](args.device, 3 if args.quick else args.rounds, args.methods)
         print(f"\n{part}\n{table(rows, [k for k in rows[0] if k not in ('device', 'rounds')])}\n", flush=True)
         if not args.quick:
-            suffix = "" if args.device == "cpu" else f"-{args.device}"
-            chosen = f" --methods {' '.join(map(shlex.quote, args.methods))}" if args.methods else ""
-            command = f"{COMMAND} {part} --device {args.device} --rounds {args.rounds}{chosen}"
-            print(write_rows(f"adapters-{part}{suffix}", rows, command).name)
+            name = f"adapters-{part}" + ("" if args.device == "cpu" else f"-{args.device}")
+            command = f"{COMMAND} {part} --device {args.device} --rounds {args.rounds}"
+            if args.methods and part == "step":
+                command, rows = _renewed(name, command, rows, args.methods)
+            elif args.methods:
+                command += f" --methods {' '.join(map(shlex.quote, args.methods))}"
+            print(write_rows(name, rows, command).name)
+
+
+def _renewed(
+    name: str, command: str, rows: list[dict[str, Any]], methods: list[str]
+) -> tuple[str, list[dict[str, Any]]]:
+    """The stored rows with those of some methods replaced; every ratio is to the LoRA of its own run."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"{command} --methods {' '.join(map(shlex.quote, methods))}", rows
+    stored = json.loads(path.read_text())
+    wanted = {*methods, *(f"peft {method}" for method in methods)}
+    new = {row["method"]: row for row in rows if row["method"] in wanted}
+    kept = [new.pop(row["method"], row) for row in stored["rows"]]
+    return stored["command"], [*kept, *new.values()]
 
 
 if __name__ == "__main__":

@@ -176,6 +176,7 @@ KRON_SUM = register(
         cite="survey2026sp",
         covers=("P50",),
         size=Fitting(Kronecker),
+        combine=Formed(),  # forming r terms costs less than taking every token through them
         note="As many terms as ranks; their weights are absorbed.",
     )
 )
@@ -205,6 +206,7 @@ LORETTA = register(
         cite="yang2024loretta",
         covers=("P77", "P80"),
         form=MatrixTrain,
+        combine=Formed(),  # as for the sum of Kronecker products
         note="Reconstructed: a train of three matrices for every layer, also called a matrix product operator. Bonds "
         "are cut to what the matrices can hold.",
     )

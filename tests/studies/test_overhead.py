@@ -27,7 +27,7 @@ def rows() -> list[dict]:
 def test_every_variant_is_measured_beside_lora(rows):
     by = {row["variant"]: row for row in rows}
     assert set(by) == {study.FLOOR, "LoRA", *COMPARED}
-    assert by["LoRA"]["time"] == by["LoRA"]["bytes"] == by["LoRA"]["memory"] == 1
+    assert by["LoRA"]["bytes"] == by["LoRA"]["memory"] == 1
     assert by[study.FLOOR]["bytes"] == by[study.FLOOR]["trainable"] == 0
     for row in rows:
         assert 0 < row["least"] <= row["most"] < math.inf

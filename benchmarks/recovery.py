@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", os.environ["OPENBLAS_NUM_THREADS"])
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OPENBLAS_NUM_THREADS"])
 
 import argparse
+import shlex
 import sys
 import time
 import tracemalloc
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller completion, two seeds, ten seconds at most")
     parser.add_argument("--seeds", type=int, help="instances of every setting (10; 2 if quick)")
     parser.add_argument("--wall", action="store_true", help="wall time instead of CPU time of the process")
+    parser.add_argument("--name", help="of the file of rows; by default the words above")
     parser.add_argument("--limit", type=float, help="seconds per run (60; 10 if quick)")
     args = parser.parse_args()
     seeds, limit = args.seeds or (2 if args.quick else 10), args.limit or (10.0 if args.quick else 60.0)
@@ -223,8 +225,8 @@ def main() -> None:
         found = compare(name, setting, seeds, clock, limit)
         rows += found
         print(f"\n{name}\n{table(found, list(found[0])[1:])}", flush=True)
-        kind = "-".join(args.only).replace(" ", "") or "all"
-        write_rows(f"recovery-{kind}{suffix}", rows, " ".join([COMMAND, *sys.argv[1:]]))
+        kind = args.name or "-".join(args.only).replace(" ", "") or "all"
+        write_rows(f"recovery-{kind}{suffix}", rows, f"{COMMAND} {shlex.join(sys.argv[1:])}".strip())
 
 
 if __name__ == "__main__":

@@ -50,7 +50,12 @@ Completion at rank 10 with two threads, the time of an iteration after the first
 | entries | shape | solver | s per iteration | s for the spectral start | peak GiB |
 |---|---|---|---|---|---|
 """
-TITLES = {"1e8": "Condition number 1e8", "2000": "2000 x 2000", "sensing": "Dense sensing"}
+TITLES = {
+    "1e8": "Condition number 1e8",
+    "2000": "2000 x 2000",
+    "2000-harder": "2000 x 2000, harder",
+    "sensing": "Dense sensing",
+}
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -70,7 +75,13 @@ def counts(content: dict[str, Any]) -> str:
         f"{slashed(r['default_iterations'])} | {slashed(r['default_seconds_over_theirs'])} |"
         for r in content["rows"]
     ]
-    return COUNTS + "\n".join(lines) + f"\n\n`{content['command']}`, {described(content['machine'])}.\n"
+    draws = [
+        f"{r['setting']}, kappa {r['kappa']:g}: " + " / ".join(f"{least:g} to {most:g}" for least, _, most in spread)
+        for r in content["rows"]
+        if (spread := r.get("ours_over_seeds"))
+    ]
+    note = f"\n\nOver ten draws of the instance ours are, {'; '.join(draws)}." if draws else ""
+    return COUNTS + "\n".join(lines) + note + f"\n\n`{content['command']}`, {described(content['machine'])}.\n"
 
 
 def instances(content: dict[str, Any]) -> str:

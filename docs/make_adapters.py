@@ -63,9 +63,8 @@ already stacked; stacking the layers of one shape costs four more.
 | stella | 24 | 37 |
 | lora-rite | 14 | 28 |
 
-By bytes alone ScaledGD could cost 1.4 of fused AdamW. On a CPU arithmetic decides instead: a Gram matrix and a product
-with an 8 x 8 matrix, at the rate of large products, take 1.5 times as long as fused AdamW itself, so that 2.5 is the
-floor there.
+The counts are read off the formulas and the code. By bytes alone ScaledGD could cost 1.4 of fused AdamW; the table
+below shows what it does cost on a CPU, where thin products take their time too.
 """
 
 

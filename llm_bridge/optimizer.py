@@ -181,7 +181,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 self.state[first] = {"bucket": bucket.unstack(i)}
                 for p in rest:
                     self.state[p] = {}  # torch.distributed.checkpoint asks for an entry of everything that trains
-        return super().state_dict()
+        packed = super().state_dict()
+        self._leave_states_in_buckets()
+        return packed
+
+    def _leave_states_in_buckets(self) -> None:
+        """Drop the copies by parameter, which only files need: kept, they would double the memory of the moments."""
+        for bucket in self.buckets:
+            for i in range(len(bucket.adapters)):
+                self.state[bucket.parameters(i)[0]] = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was taken.
@@ -208,6 +216,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 raise ValueError("the state holds nothing for some of the adapters; it is that of another model")
             fresh += _with_state(bucket, parts)
         self.buckets = fresh
+        self._leave_states_in_buckets()
 
 
 def _order(parameter: Tensor) -> None:

@@ -14,7 +14,6 @@ from .spaces import FIXED, FLAT, Space
 
 __all__ = [
     "ByFactor",
-    "ByOrder",
     "Configured",
     "Factors",
     "Gauged",
@@ -345,48 +344,3 @@ class Configured(Factors):
 def _rebuild(base: Any, settings: tuple[Any, ...] | None, arrays: tuple[Array, ...]) -> Any:
     """A point of a configured form from what its pickle holds."""
     return (base if settings is None else base.configured(*settings))(*arrays)
-
-
-class ByOrder(Configured):
-    """A form whose arrays depend on the number of modes of the tensor: one class per order, made when needed.
-
-    ``Form.of(3)`` is the class for three modes; ``Form(*arrays)`` and ``Form.for_shape(shape)`` find it by
-    themselves, so that users rarely name it. A point of it is an instance of ``Form`` too.
-    """
-
-    def __new__(cls, *arrays: Array) -> Self:
-        return object.__new__(cls if cls.names else cls._of_arrays(arrays))
-
-    @classmethod
-    @abstractmethod
-    def of(cls, order: int) -> type[Self]:
-        """The form for tensors with ``order`` modes."""
-
-    @classmethod
-    @abstractmethod
-    def _of_arrays(cls, arrays: tuple[Array, ...]) -> type[Self]:
-        """The form whose points have these arrays."""
-
-    @classmethod
-    @abstractmethod
-    def _fields(cls, order: int, *settings: Any) -> dict[str, int]:
-        """Names of the arrays, and the number of core axes of each; the order is the first setting."""
-
-    @classmethod
-    def _spaces(cls, order: int, *settings: Any) -> tuple[Space, ...]:
-        """Where the arrays live; nothing means flat."""
-        return ()
-
-    @classmethod
-    def for_shape(cls, shape):
-        form = cls if cls.names else cls.of(len(shape))
-        if form.settings[:1] != (len(shape),):
-            raise ValueError(f"{form.__name__} holds tensors with {form.settings[0]} modes, got shape {tuple(shape)}")
-        return form
-
-    @classmethod
-    def _completed(cls, form):
-        fields = cls._fields(*form.settings)
-        form.__annotations__ = dict.fromkeys(fields, Any)
-        form.ndims, form.spaces = tuple(fields.values()), cls._spaces(*form.settings)
-        return factorization(form)

@@ -9,11 +9,11 @@ import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import ByOrder, Gauged, Multilinear
+from ..factors import Gauged, Multilinear
 from ..tensors import take_rows
 from .core import DiagonalCore
 from .diagonalization import diagonalized
-from .tensor import TensorFactors, check_order
+from .tensor import ByOrder, TensorFactors
 
 __all__ = ["CP"]
 
@@ -51,12 +51,6 @@ class CP(Multilinear, TensorFactors, ByOrder, Gauged):
     """
 
     zeros = ("factor0",)
-
-    @classmethod
-    def of(cls, order: int) -> type[Self]:
-        """The form for tensors with ``order`` modes."""
-        order = check_order(order)
-        return cls.configured(f"CP{order}", order)
 
     @classmethod
     def _of_arrays(cls, arrays):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import cache
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from .. import xp
 from ..coverage import covers
-from ..factors import ByOrder, Gauged, Multilinear
+from ..factors import Gauged, Multilinear
 from ..tensors import SampledTensor, khatri_rao_rows, mode_product, take_rows, unfold
 from .core import Core
-from .tensor import TensorFactors, check_order
+from .tensor import ByOrder, TensorFactors
 from .tucker import whitened_core
 
 __all__ = ["HierarchicalTucker"]
@@ -116,12 +116,6 @@ class HierarchicalTucker(Multilinear, TensorFactors, ByOrder, Gauged):
     """
 
     zeros = ("root",)
-
-    @classmethod
-    def of(cls, order: int) -> type[Self]:
-        """The form for tensors with ``order`` modes."""
-        order = check_order(order)
-        return cls.configured(f"HierarchicalTucker{order}", order)
 
     @classmethod
     def _of_arrays(cls, arrays):

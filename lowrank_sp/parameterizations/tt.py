@@ -9,9 +9,9 @@ import numpy as np
 
 from .. import trains, xp
 from ..coverage import covers
-from ..factors import ByOrder, Gauged, Multilinear
+from ..factors import Gauged, Multilinear
 from .core import Core
-from .tensor import TensorFactors, check_order
+from .tensor import ByOrder, TensorFactors
 
 __all__ = ["TensorTrain", "TrainImage", "bond_ranks"]
 
@@ -46,12 +46,6 @@ class TrainImage(TensorFactors, ByOrder):
     """The tensor ``G_1[:, i_1, :] G_2[:, i_2, :] ... G_d[:, i_d, :]``, whatever its differential."""
 
     zeros = ("core0",)
-
-    @classmethod
-    def of(cls, order: int) -> type[Self]:
-        """The form for tensors with ``order`` modes."""
-        order = check_order(order)
-        return cls.configured(f"{cls._base().__name__}{order}", order)
 
     @classmethod
     def _of_arrays(cls, arrays):

@@ -9,11 +9,11 @@ import numpy as np
 
 from .. import trains, xp
 from ..coverage import covers
-from ..factors import ByOrder, Gauged, Multilinear
+from ..factors import Gauged, Multilinear
 from ..tensors import khatri_rao_rows, mode_product, take_rows, unfold
 from .core import Core
 from .diagonalization import compressed, leading_bases
-from .tensor import TensorFactors, check_order
+from .tensor import ByOrder, TensorFactors, check_order
 
 __all__ = ["Tucker", "whitened_core"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ from ..coverage import covers
 from ..factors import sum_dense
 from ..frames import as_array, is_frame
 from ..operators import is_sparse, sparse_entries
-from .base import LeastSquares, block_cgls, relative_error
+from .base import LeastSquares, relative_error
 from .checks import as_data, check_shape, warn_unobserved
 from .completion import MatrixCompletion
 from .ensembles import as_ensemble
+from .trimmed import Trimmed, order_statistic
 
-__all__ = ["RobustPCA", "RobustSensing", "check_shares", "keep_largest"]
+__all__ = ["RobustPCA", "RobustSensing", "keep_largest"]
 
 Array = Any
 
@@ -36,28 +36,12 @@ def keep_largest(array: Array, share: float, counts: tuple[int, int] | None = No
     if not (rows and cols):
         return 0 * array
     size = abs(array)
-    keep = (size >= _order_statistic(size, n - rows)) & (size >= _order_statistic(size.mT, m - cols).mT)
+    keep = (size >= order_statistic(size, n - rows)) & (size >= order_statistic(size.mT, m - cols).mT)
     return array * keep
 
 
-def _order_statistic(values: Array, index: int) -> Array:
-    """The value number ``index`` (from zero, ascending) along the last axis, (..., k, 1)."""
-    if xp.is_torch(values):
-        return values.kthvalue(index + 1, dim=-1, keepdim=True).values
-    return np.partition(np.ascontiguousarray(values), index, axis=-1)[..., index : index + 1]
-
-
-def check_shares(outliers: float, factor: float) -> tuple[float, float]:
-    """The share of outliers, and that which the iterations trim."""
-    if not 0 < outliers < 0.5:
-        raise ValueError(f"outliers must lie in (0, 0.5), got {outliers}")
-    if not (factor >= 1 and factor * outliers < 1):
-        raise ValueError(f"factor must lie in [1, 1 / outliers) = [1, {1 / outliers:g}), got {factor}")
-    return float(outliers), float(factor * outliers)
-
-
 @covers("S05")
-class RobustPCA(LeastSquares):
+class RobustPCA(Trimmed):
     """A low-rank matrix plus sparse outliers: ``A = W + S`` with S sparse in every row and column.
 
     The loss is trimmed, ``1/2 || W + S - A ||_F^2`` with ``S = T(A - W)`` the entries of the residual that are
@@ -104,7 +88,6 @@ class RobustPCA(LeastSquares):
     """
 
     data_ndim = 2
-    quadratic = False
     nonexpansive = True
 
     def __init__(self, matrix: Any, outliers: float = 0.1, factor: float = 2.0, truth: Any = None):
@@ -113,28 +96,18 @@ class RobustPCA(LeastSquares):
         self.counts, self.observed = (n, m), 1.0
         if self.known is not None:
             self.counts, self.observed = _most(self.known), float(xp.to_numpy(self.known).mean())
-        self.refresh = 1
         self.truth = truth
         self._trim(outliers, factor)
 
-    def _trim(self, outliers: float, factor: float) -> None:
-        self.outliers, self.share = check_shares(outliers, factor)
-        self._trimmed = self.data - keep_largest(self.data, self.outliers, self.counts)
-        self.scale = float(xp.to_numpy(self.inner(self._trimmed, self._trimmed)).max())
+    def largest(self, values, share):
+        return keep_largest(values, share, self.counts)
 
-    def trimming(self, outliers: float, factor: float = 2.0) -> RobustPCA:
-        """The problem of the same matrix with another share of outliers."""
-        other = copy(self)
-        other._trim(outliers, factor)
-        return other
+    def _gap(self, point):
+        return self.masked(point.dense() - self.data)
 
     def masked(self, array: Array) -> Array:
         """The array (..., m, n) with zeros where A is unknown."""
         return array if self.known is None else array * self.known
-
-    def leftover(self, point: Any) -> Array:
-        """``A - W`` where A is known, zero elsewhere, (..., m, n)."""
-        return self.masked(self.data - point.dense())
 
     def known_part(self, values: Array) -> Array:
         """The values (m, n) at the known entries, with as many axes as they come."""
@@ -155,14 +128,6 @@ class RobustPCA(LeastSquares):
         where = keep.nonzero(as_tuple=True) if xp.is_torch(keep) else keep.nonzero()
         return MatrixCompletion(*where, self.data[keep], self.shape)
 
-    def as_sparse(self, values: Array) -> Array:
-        """Values (m, n) as the container of the sparse part: an array, for arrays."""
-        return values
-
-    def sparse_part(self, point: Any) -> Array:
-        """S = T(A - F(x)), an array (..., m, n), zero where A is unknown."""
-        return keep_largest(self.leftover(point), self.share, self.counts)
-
     def pursuit_weight(self) -> float:
         """What `PCP` and its relatives weigh the sum of absolute outliers with: ``1 / sqrt(share known * max(m, n))``.
 
@@ -172,29 +137,6 @@ class RobustPCA(LeastSquares):
 
     def measure(self, *sums):
         return [self.masked(sum_dense(points)) for points in sums]
-
-    def residual(self, point):
-        gap = self.masked(point.dense() - self.data)
-        return gap - keep_largest(gap, self.share, self.counts)
-
-    def backproject(self, residual):
-        return residual
-
-    def surrogate(self):
-        return self._trimmed / self.observed
-
-    def amplitude(self, image):
-        size, overlap = self.inner(image, image), self.inner(image, self._trimmed)
-        return overlap * (overlap > 0) / (size + (size == 0))
-
-    def like(self):
-        return self.data
-
-    def error(self, point, residual=None) -> Any:
-        return None if self.truth is None else relative_error(point, self.truth)
-
-    def solve_block(self, point, gradient, index, ridge):
-        return block_cgls(self, point, gradient, index, ridge)
 
 
 def _known(matrix: Any) -> tuple[Array, Any]:
@@ -285,7 +227,7 @@ class RobustSensing(LeastSquares):
         self.outliers, self.truth = float(outliers), truth
         size = abs(self.data)
         last = int(np.ceil((1 - self.outliers) * self.operator.count)) - 1
-        self._kept = self.data * (size <= _order_statistic(size, last))
+        self._kept = self.data * (size <= order_statistic(size, last))
         self.scale = float(xp.to_numpy(abs(self._kept).sum(-1)).max())
 
     def measure(self, *sums):
@@ -309,7 +251,7 @@ class RobustSensing(LeastSquares):
         """The clean residuals summed, from their median: wrong measurements add about as much as they take."""
         clean = 1 - self.outliers
         count = residual.shape[-1]
-        median = _order_statistic(abs(residual), int(0.5 * clean * count))[..., 0]
+        median = order_statistic(abs(residual), int(0.5 * clean * count))[..., 0]
         return (MEAN_OVER_MEDIAN * clean * count) * median
 
     def rounding(self, precision):

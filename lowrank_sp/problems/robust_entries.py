@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ import numpy as np
 from .. import kernels, xp
 from ..coverage import covers
 from ..operators import Pattern, SampledMatrix
-from .base import LeastSquares, block_cgls, relative_error
 from .completion import MatrixCompletion
-from .robust import check_shares
+from .trimmed import Trimmed
 
 __all__ = ["RobustCompletion"]
 
@@ -99,7 +97,7 @@ def _beside(a: np.ndarray, like: Array) -> Array:
 
 
 @covers("S05")
-class RobustCompletion(LeastSquares):
+class RobustCompletion(Trimmed):
     """Some entries of a low-rank matrix plus sparse outliers; no m x n array is ever formed.
 
     The trimmed loss of `RobustPCA` over the entries that are known,
@@ -137,7 +135,6 @@ class RobustCompletion(LeastSquares):
     """
 
     data_ndim = 1
-    quadratic = False
     nonexpansive = True
 
     def __init__(
@@ -155,7 +152,7 @@ class RobustCompletion(LeastSquares):
         if self.data.ndim != 1:
             raise ValueError(f"values must have one axis, got shape {tuple(self.data.shape)}")
         self._lines = Lines(self.pattern, False), Lines(self.pattern, True)
-        self.refresh, self.truth = 1, truth
+        self.observed, self.truth = self.entries.observed, truth
         self._trim(outliers, factor)
 
     @classmethod
@@ -164,12 +161,7 @@ class RobustCompletion(LeastSquares):
         known = MatrixCompletion.from_sparse(matrix)
         return cls(known.pattern.rows, known.pattern.cols, known.values, known.shape, outliers, factor, truth)
 
-    def _trim(self, outliers: float, factor: float) -> None:
-        self.outliers, self.share = check_shares(outliers, factor)
-        self._trimmed = self.data - self._largest(self.data, self.outliers)
-        self.scale = float(xp.to_numpy(self.inner(self._trimmed, self._trimmed)))
-
-    def _largest(self, values: Array, share: float) -> Array:
+    def largest(self, values: Array, share: float) -> Array:
         """The entries (N,) among the ``share`` largest of their row and of their column; zero elsewhere."""
         size = abs(values)
         kept = values * 1
@@ -177,20 +169,8 @@ class RobustCompletion(LeastSquares):
             kept *= size >= lines.thresholds(size, share)[lines.ids]
         return kept
 
-    def trimming(self, outliers: float, factor: float = 2.0) -> RobustCompletion:
-        """The problem of the same entries with another share of outliers."""
-        other = copy(self)
-        other._trim(outliers, factor)
-        return other
-
-    @property
-    def observed(self) -> float:
-        """Share of the entries that is known."""
-        return self.entries.observed
-
-    def leftover(self, point: Any) -> Array:
-        """``A - W`` at the known entries, (N,)."""
-        return -self.entries.residual(point)
+    def _gap(self, point):
+        return self.entries.residual(point)
 
     def known_part(self, values: Array) -> Array:
         """The values at the known entries: all of them."""
@@ -201,7 +181,7 @@ class RobustCompletion(LeastSquares):
 
         A row of few entries that is fitted to one of its outliers would else lose all others, and never return.
         """
-        return self._largest(values, 0.5)
+        return self.largest(values, 0.5)
 
     def largest_share(self, mask: Array) -> float:
         """The share of true entries among all: the largest of any row says little where rows hold few entries."""
@@ -223,10 +203,6 @@ class RobustCompletion(LeastSquares):
         backend, places = xp.namespace(values), xp.namespace(values).stack((rows, cols))
         return backend.sparse_coo_tensor(places, values, self.shape, is_coalesced=True, check_invariants=True)
 
-    def sparse_part(self, point: Any) -> Any:
-        """S = T(A - W), a sparse matrix (m, n)."""
-        return self.as_sparse(self._largest(self.leftover(point), self.share))
-
     def pursuit_weight(self) -> float:
         """As for `RobustPCA`: ``1 / sqrt(share known * max(m, n))``."""
         return (self.observed * max(self.shape)) ** -0.5
@@ -234,25 +210,5 @@ class RobustCompletion(LeastSquares):
     def measure(self, *sums):
         return self.entries.measure(*sums)
 
-    def residual(self, point):
-        gap = self.entries.residual(point)
-        return gap - self._largest(gap, self.share)
-
     def backproject(self, residual):
         return SampledMatrix(self.pattern, residual)
-
-    def surrogate(self):
-        return SampledMatrix(self.pattern, self._trimmed / self.observed)
-
-    def amplitude(self, image):
-        size, overlap = self.inner(image, image), self.inner(image, self._trimmed)
-        return overlap * (overlap > 0) / (size + (size == 0))
-
-    def like(self):
-        return self.data
-
-    def error(self, point, residual=None) -> Any:
-        return None if self.truth is None else relative_error(point, self.truth)
-
-    def solve_block(self, point, gradient, index, ridge):
-        return block_cgls(self, point, gradient, index, ridge)

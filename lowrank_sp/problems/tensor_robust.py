@@ -7,9 +7,8 @@ from typing import Any
 from .. import xp
 from ..coverage import covers
 from ..factors import sum_dense
-from .base import LeastSquares, block_cgls, relative_error
 from .checks import as_data, check_tensor_order
-from .robust import _order_statistic as order_statistic
+from .trimmed import Trimmed, order_statistic
 
 __all__ = ["RobustTensorPCA", "keep_largest_in_fibers"]
 
@@ -35,7 +34,7 @@ def keep_largest_in_fibers(tensor: Array, share: float, order: int) -> Array:
 
 
 @covers("S05", "S14")
-class RobustTensorPCA(LeastSquares):
+class RobustTensorPCA(Trimmed):
     """A low-rank tensor plus sparse outliers: ``A = W + S`` with S sparse in every fiber.
 
     The loss is trimmed as that of `RobustPCA`: S holds the entries of ``A - W`` that are among the
@@ -65,50 +64,20 @@ class RobustTensorPCA(LeastSquares):
     :cite:`dong2023tensor`, who shrink by falling thresholds instead.
     """
 
-    quadratic = False
-
     def __init__(
         self, tensor: Any, outliers: float = 0.1, factor: float = 2.0, order: int | None = None, truth: Any = None
     ):
         self.data = as_data(tensor, "tensor", 2)
         self.data_ndim = check_tensor_order(order, self.data.ndim)
-        if not 0 < outliers < 0.5:
-            raise ValueError(f"outliers must lie in (0, 0.5), got {outliers}")
-        if not (factor >= 1 and factor * outliers < 1):
-            raise ValueError(f"factor must lie in [1, 1 / outliers) = [1, {1 / outliers:g}), got {factor}")
         self.shape = tuple(int(n) for n in self.data.shape[-self.data_ndim :])
-        self.outliers, self.share = float(outliers), float(factor * outliers)
-        self.refresh = 1
-        self._trimmed = self.data - keep_largest_in_fibers(self.data, self.outliers, self.data_ndim)
-        self.scale = float(xp.to_numpy(self.inner(self._trimmed, self._trimmed)).max())
         self.truth = truth
+        self._trim(outliers, factor)
 
-    def sparse_part(self, point: Any) -> Array:
-        """S, an array (..., n_1, ..., n_d)."""
-        return keep_largest_in_fibers(self.data - point.dense(), self.share, self.data_ndim)
+    def largest(self, values, share):
+        return keep_largest_in_fibers(values, share, self.data_ndim)
+
+    def _gap(self, point):
+        return point.dense() - self.data
 
     def measure(self, *sums):
         return [sum_dense(points) for points in sums]
-
-    def residual(self, point):
-        gap = point.dense() - self.data
-        return gap - keep_largest_in_fibers(gap, self.share, self.data_ndim)
-
-    def backproject(self, residual):
-        return residual
-
-    def surrogate(self):
-        return self._trimmed
-
-    def amplitude(self, image):
-        size, overlap = self.inner(image, image), self.inner(image, self._trimmed)
-        return overlap * (overlap > 0) / (size + (size == 0))
-
-    def like(self):
-        return self.data
-
-    def error(self, point, residual=None) -> Any:
-        return None if self.truth is None else relative_error(point, self.truth)
-
-    def solve_block(self, point, gradient, index, ridge):
-        return block_cgls(self, point, gradient, index, ridge)

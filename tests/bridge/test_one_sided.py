@@ -20,6 +20,7 @@ from llm_bridge.starts import ByArray, Constant
 from lowrank_sp.parameterizations import RandLoRA, VeRA
 
 from .layer_cases import One, move
+from .test_functions import saved_bytes
 
 RECIPES = ["vera", "randlora"]
 
@@ -115,20 +116,6 @@ def _moved(point):
     return point.pull_moving(0 * point.moving())
 
 
-def kept_bytes(function, own):
-    kept = {}
-
-    def pack(t):
-        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = function()
-    for t in own:
-        kept.pop(t.untyped_storage().data_ptr(), None)
-    return sum(kept.values()), out
-
-
 @pytest.mark.parametrize("k", [10, 90])
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_kept(name, k):
@@ -138,7 +125,7 @@ def test_what_is_kept(name, k):
     x = torch.randn(k, 48) * 1
     x.requires_grad_()
     own = [*model.parameters(), *model.buffers()]
-    kept, _ = kept_bytes(lambda: model(x * 1), own)
+    kept, _ = saved_bytes(lambda: model(x * 1), own)
     formed = 4 * 40 * 48 if k == 90 else 0
     assert kept == (4 * k * 24 if name == "vera" else 4 * k * 48) + formed
 

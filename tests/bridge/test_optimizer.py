@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import llm_bridge as lb
 from llm_bridge import bucket
@@ -266,3 +267,20 @@ def test_state_of_another_model_is_refused(mlp):
     lb.adapt(other, "reflora", rank=2)
     with pytest.raises(ValueError):
         opt.load_state_dict(lb.optimizer(other).state_dict())
+
+
+def test_taking_and_loading_states_leaves_no_second_copy():
+    model = lb.adapt(torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4)), "reflora", rank=2)
+    opt = lb.optimizer(model, lr=1e-2)
+    model(torch.ones(3, 6)).square().mean().backward()
+    opt.step()
+
+    def held(state):
+        return sum(leaf.numel() for leaf in tree_leaves(list(state.values())) if torch.is_tensor(leaf))
+
+    saved = opt.state_dict()
+    assert held(saved["state"]) > 0 == held(opt.state)
+    opt.load_state_dict(saved)
+    assert held(opt.state) == 0
+    again = opt.state_dict()
+    assert held(again["state"]) == held(saved["state"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from studies import load
 from studies.overhead import study
 from studies.overhead.analysis import COMPARED, slug
 from studies.overhead.models import LAYERS, SIZES, clone, llama, tokens
-from studies.overhead.step import Step
+from studies.overhead.step import Step, take_turns
 from studies.overhead.variants import VARIANTS
 
 CELL = {"part": "cpu", "device": "cpu", "model": "tiny", "sequences": 1, "length": 32, "rounds": 2, "repeat": 0}
@@ -140,3 +141,24 @@ def test_copies_share_their_weights():
     assert {name.rpartition(".")[2] for name in names} == set(LAYERS)
     assert tokens(base)["input_ids"].shape == (2, 256)
     assert int(tokens(base, (1, 9))["input_ids"].max()) < SIZES["tiny"]["vocab_size"]
+
+
+def test_turns_compare_with_the_reference_nearby():
+    """On a machine that slows down steadily, ratios are those of a steady one, and plain medians are not."""
+
+    class Costs:
+        now = 0.0
+
+        def __init__(self, cost: float):
+            self.cost = cost
+
+        def seconds(self) -> float:
+            Costs.now += 1
+            return self.cost * (1 + Costs.now / 50)
+
+    costs = {"reference": 2.0, **{f"m{i}": 1.0 + i for i in range(20)}}
+    seconds, ratios = take_turns({name: cast(Step, Costs(c)) for name, c in costs.items()}, "reference", 4)
+    for name, cost in costs.items():
+        assert len(seconds[name]) == len(ratios[name]) == 4
+        assert all(abs(ratio / (cost / 2.0) - 1) < 0.1 for ratio in ratios[name])
+    assert max(seconds["m0"]) > 1.5 * min(seconds["m0"])

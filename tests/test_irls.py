@@ -75,7 +75,7 @@ def test_epsilon_never_rises_and_data_are_met():
         levels.append(state.memory.epsilon)
         gap = problem.data - state.memory.low.entries(problem.pattern.rows, problem.pattern.cols)
         assert np.allclose(gap, state.memory.gap, atol=1e-12)
-    assert (np.diff(levels) <= 0).all()
+    assert (np.diff(levels) <= 1e-15 * levels[0]).all()  # once the data are met, what is left is rounding
     assert levels[-1] < 1e-6 * levels[0]
 
 

@@ -95,7 +95,9 @@ def methods(names: list[str]) -> dict[str, Method]:
     """The floor, our recipes and PEFT's counterparts of those that have one."""
     extra = {
         "lora dropout 0.1": ours("lora", dropout=0.1),
-        "dora recompute": ours("dora recompute", recipe=_recomputing()),
+        "dora recompute": _recomputing,
+        "dora recompute q_proj": ours("dora", recipe=_dora_with(("q_proj",))),
+        "dora recompute all": ours("dora", recipe=_dora_with(True)),
         "loha r4": ours("loha", rank=4),
         "rasa of the model": lambda model: lb.adapt(model, rasa_of(model), rank=8),
         **{name: ours(recipe, rank=rank) for name, (recipe, rank) in RANKS.items()},
@@ -110,8 +112,14 @@ def methods(names: list[str]) -> dict[str, Method]:
     return found
 
 
-def _recomputing() -> lb.Recipe:
-    return lb.recipe("dora").but("dora recompute", combine=lb.MagnitudeDirection(recompute=True))
+def _dora_with(recompute: bool | tuple[str, ...]) -> lb.Recipe:
+    return lb.recipe("dora").but("dora", combine=lb.MagnitudeDirection(recompute=recompute))
+
+
+def _recomputing(model: nn.Module) -> nn.Module:
+    """DoRA that computes again the outputs which nothing else keeps."""
+    paths = lb.unkept(model, lambda: model(**tokens(model), use_cache=False))
+    return lb.adapt(model, _dora_with(paths), rank=8)
 
 
 def step_cost(device: str, rounds: int, names: list[str]) -> list[dict[str, Any]]:

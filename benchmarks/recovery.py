@@ -196,9 +196,11 @@ def compare(name: str, setting: Setting, seeds: int, clock: Callable[[], float],
 
 def warm_up() -> None:
     """Compile and import whatever the first run would pay for."""
-    problem = lr.synthetic.completion(300, 300, 3, 0.5, seed=0)
+    problem = lr.synthetic.completion(500, 500, 10, 0.5, seed=0)
     for run in (complete, pymanopt_numpy, pymanopt_torch):
-        run(problem, 3, Trace(problem, time.process_time, 0.5, 1.0))
+        run(problem, 10, Trace(problem, time.process_time, 0.5, 1.0))
+    problem = lr.synthetic.sensing(50, 50, 1, 1000, seed=0)
+    solver(lr.ScaledCG)(problem, 1, Trace(problem, time.process_time, 1e-3, 1.0))
 
 
 def main() -> None:

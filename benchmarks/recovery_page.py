@@ -24,13 +24,22 @@ both to 1e-6.
 COUNTS = """
 ## Settings of the published codes
 
-Iterations to relative error 1e-3 / 1e-6 / 1e-10 / 1e-12. *Published* are counts of a run of the published
+Iterations to relative error 1e-3 / 1e-6 / 1e-10 / 1e-12 / 1e-14. *Published* are counts of a run of the published
 programs, or of an independent implementation where those do not run outside their own environment.
 *Deviation* is the largest of ours at their step from them, *time* that of our default over that of ours at
-their step, to the four levels.
+their step, to the five levels. A level that is not reached, or was not published, has none.
 
 | setting | kappa | published | ours, their step | deviation | default | its iterations | time |
 |---|---|---|---|---|---|---|---|
+"""
+
+DRAWS = """
+
+Least / mean / most iterations at the published step over ten draws of the instance, the published count, which is of
+one draw, in parentheses:
+
+| setting | kappa | 1e-3 | 1e-6 | 1e-10 | 1e-12 | 1e-14 |
+|---|---|---|---|---|---|---|
 """
 
 INSTANCES = """
@@ -75,13 +84,18 @@ def counts(content: dict[str, Any]) -> str:
         f"{slashed(r['default_iterations'])} | {slashed(r['default_seconds_over_theirs'])} |"
         for r in content["rows"]
     ]
-    draws = [
-        f"{r['setting']}, kappa {r['kappa']:g}: " + " / ".join(f"{least:g} to {most:g}" for least, _, most in spread)
-        for r in content["rows"]
-        if (spread := r.get("ours_over_seeds"))
-    ]
-    note = f"\n\nOver ten draws of the instance ours are, {'; '.join(draws)}." if draws else ""
-    return COUNTS + "\n".join(lines) + note + f"\n\n`{content['command']}`, {described(content['machine'])}.\n"
+    text = COUNTS + "\n".join(lines) + draws(content)
+    return text + f"\n\n`{content['command']}`, {described(content['machine'])}.\n"
+
+
+def draws(content: dict[str, Any]) -> str:
+    """How counts at the published step vary with the instance: published ones are of one draw each."""
+    lines = []
+    for r in (row for row in content["rows"] if row.get("ours_over_draws")):
+        pairs = zip(r["ours_over_draws"], r["published"], strict=True)
+        cells = ["{:g} / {:.3g} / {:g}".format(*ours) + f" ({number(k) or '-'})" if ours else "" for ours, k in pairs]
+        lines.append(f"| {r['setting']} | {r['kappa']:g} | {' | '.join(cells)} |")
+    return DRAWS + "\n".join(lines) if lines else ""
 
 
 def instances(content: dict[str, Any]) -> str:

@@ -23,6 +23,33 @@ OPTIMIZER = {
     "peft_riemannian_over_this": "PEFT's Riemannian / this", "eigh_loop_over_this": "eigh loop / this",
 }  # fmt: skip
 
+FLOORS = {
+    "method": "method", "flops": "flops / LoRA", "T_least": "least time", "B_least_T": "its bytes",
+    "B_target": "bytes allowed", "T_within": "least time within", "T_target": "time allowed", "T": "time measured",
+    "B": "bytes measured", "T_gpu": "least time, GPU", "T_gpu_target": "time allowed, GPU",
+}  # fmt: skip
+
+FLOORS_TEXT = """
+All beside LoRA of rank 8, for the models and tokens of the step on a CPU and of the one on a GPU. Every form has a few
+orders of products in which its step can be computed; of each the flops and the numbers that it keeps for backward are
+counted from the shapes (`studies/overhead/schedules.py`; a test compares them with the counter of torch), and every
+layer takes the order with fewest flops: of all, or of those with which the layers of a block together keep no more
+than allowed. Layers that see one input share what they can.
+
+- *Flops* are those of all products of a step, the frozen model's own included.
+- *Least time* is the measured time of the frozen model, and the products of the form at the rate of flops that the
+  frozen model as a whole has: no pass over memory, no small operation, nothing of the optimizer. LoRA itself is
+  measured above it by what these take. A time allowed below it needs products that are faster than those of the
+  frozen model.
+- *Least time, GPU* lets every product and pass take what its flops or its bytes take at the rates printed for an H200
+  in bfloat16, whichever is more; matrices of the size of a layer that are formed are written once and read once.
+  It is a ratio of these times, attention included and other passes not.
+
+What follows, at these rates: VeRA with 256 columns has no order that takes 1.3 and keeps no more than twice LoRA's
+bytes. HiRA, SineLoRA and LoRAN form matrices of the size of the layers, which costs a GPU with 1024 tokens about as
+much as the third product does, as long as they are not formed inside of the products.
+"""
+
 STEP_TEXT = """
 A small Llama (hidden 512, MLP 1408, 4 layers, 28 adapted layers, rank 8) in single precision, 2 x 256 tokens, one
 thread. Time is process time of forward, backward and AdamW, all methods taking turns in random order: the median
@@ -34,17 +61,18 @@ Where a number has a bound:
 
 - DoRA needs, for the gradient of its magnitude, every output before it is rescaled. The outputs that nothing else
   keeps are those of the query, key, output and down projections: 4 x 512 numbers a token on top of the
-  3 x 512 + 1408 - 512 = 2432 that LoRA keeps (the input of the output projection is kept by the attention anyway),
-  so that keeping them costs at least 1 + 2048 / 2432 = 1.84 of LoRA's bytes. `MagnitudeDirection(recompute=True)`
-  computes them again instead: three products of the size of the layer in place of two.
+  3 x 512 + 1408 - 512 = 2432, and 7 x 8 channels, that LoRA keeps (the input of the output projection is kept by the
+  attention anyway), so that keeping them costs at least 1 + 2048 / 2488 = 1.82 of LoRA's bytes.
+  `MagnitudeDirection(recompute=...)` computes outputs again instead, of all layers or of those that it names: three
+  products of the size of such a layer in place of two. `dora recompute` names those that `lb.unkept` finds.
 - HiRA's weight is a new matrix of full rank in every step: one product of its size for the output, one for the
   gradient of the input and one for the gradient of the matrix, 2kmn operations each for k tokens, against two for a
   frozen layer, so that a HiRA layer costs at least 1.5 frozen ones. SineLoRA and LoRAN need the same three products,
   and a sine of every entry, forward and backward.
 - `rasa` has the pool of a model of 32 layers: here rank 39 instead of 8, and 4.9 times the products of LoRA.
   `rasa of the model` has a pool for the four layers that there are, and the parameters of LoRA.
-- Dropout draws its mask again from a seed and keeps a dropped copy, shared by the layers that share an input. The
-  dropped copy of the attention's output is the one tensor that LoRA without dropout does not keep.
+- Dropout keeps its mask as bits and a dropped copy, shared by the layers that share an input. The dropped copy of the
+  attention's output is the one tensor that LoRA without dropout does not keep.
 """
 
 OPTIMIZER_TEXT = """
@@ -98,6 +126,8 @@ def main() -> None:
     for device, where in (("", "on a CPU"), ("-cuda", "on a GPU")):
         text, passes = (STEP_TEXT, OPTIMIZER_TEXT) if device == "" else ("", "")
         parts.append(section(f"A training step, {where}", f"adapters-step{device}", STEP, text))
+        if device == "":
+            parts.append(section("What the algebra allows", "floors", FLOORS, FLOORS_TEXT))
         parts.append(section(f"Other moments, {where}", f"adapters-life{device}", LIFE))
         parts.append(
             section(f"An optimizer step over 224 layers, {where}", f"optimizers-step{device}", OPTIMIZER, passes)

@@ -3,10 +3,21 @@
 from . import recipes as _registered  # noqa: F401
 from . import starts
 from .adapter import Adapted, Adapter
-from .allocate import ranks_by_importance, ranks_by_variance
+from .allocate import ranks_by_effective_rank, ranks_by_importance, ranks_by_variance
 from .calibrate import collect, importance, most_important
 from .checkpoint import describe, load, save
-from .combines import Additive, Cheaper, Combine, Formed, MagnitudeDirection, OneSided, Placed, TimesBase, Waves
+from .combines import (
+    Additive,
+    Cheaper,
+    Combine,
+    Composed,
+    Formed,
+    MagnitudeDirection,
+    OneSided,
+    Placed,
+    TimesBase,
+    Waves,
+)
 from .experts import balancing
 from .export import export_lora
 from .finetune import FinetuneResult, finetune
@@ -14,6 +25,7 @@ from .inject import adapt, adapted, drop, setups, unload
 from .interchange import load_peft, save_peft
 from .life import MergeReport, activate, disable, merge, route, unmerge
 from .loftq import LoftQReport, loftq
+from .multimodal import CrossModal, Modal, modalities
 from .noise import InputDropout, ModuleDropout, Noise, RankDropout
 from .optimizer import LowRankOptimizer, optimizer
 from .paths import close_paths, open_paths
@@ -28,8 +40,10 @@ from .policies import (
     RankPolicy,
     SelectionWeights,
     Sensitivity,
+    ablation,
     adalora,
     dynamic_components,
+    reallocated,
     with_leading_ranks,
 )
 from .quantizers import NormalFloat, Quantizer, Uniform
@@ -47,13 +61,16 @@ from .recipe import (
     register,
     unscaled,
 )
-from .recipes import Heads, per_head
+from .recipes import Heads, per_head, ralora_of
 from .sites import Site, find_sites
 from .starts import Default, Principal, Start, StartSite
 from .steps import (
     Beside,
+    ColumnScaling,
     Companion,
+    CompressedAdamW,
     DeltaLoRA,
+    FixedRankSteps,
     InWeights,
     Keep,
     Phases,
@@ -65,8 +82,10 @@ from .steps import (
     ZerothOrder,
     chain_of_lora,
     forget,
+    galore,
     jagged,
     periodic_lora,
+    random_compression,
     relora,
     xgblora,
 )
@@ -74,6 +93,7 @@ from .summary import SiteSummary, Summary, summary
 from .trainer import optimizer_factory, without_gradient
 from .training.options import FinetuneOptions
 from .truncation import TruncationReport
+from .unkept import unkept
 
 # After everything else: the function has the name of the module with the ways of combining.
 from .combination import combine  # isort: skip
@@ -86,12 +106,17 @@ __all__ = [
     "Beside",
     "Budget",
     "Cheaper",
+    "ColumnScaling",
     "Combine",
+    "Composed",
     "Companion",
+    "CompressedAdamW",
+    "CrossModal",
     "Default",
     "DeltaLoRA",
     "FinetuneOptions",
     "FinetuneResult",
+    "FixedRankSteps",
     "Formed",
     "Growing",
     "HardConcreteGates",
@@ -104,6 +129,7 @@ __all__ = [
     "LowRankOptimizer",
     "MagnitudeDirection",
     "MergeReport",
+    "Modal",
     "ModuleDropout",
     "NestedRanks",
     "Noise",
@@ -135,6 +161,7 @@ __all__ = [
     "Uniform",
     "Waves",
     "ZerothOrder",
+    "ablation",
     "activate",
     "adalora",
     "adapt",
@@ -156,12 +183,14 @@ __all__ = [
     "find_sites",
     "finetune",
     "forget",
+    "galore",
     "importance",
     "jagged",
     "load",
     "load_peft",
     "loftq",
     "merge",
+    "modalities",
     "most_important",
     "open_paths",
     "optimizer",
@@ -170,8 +199,12 @@ __all__ = [
     "over_root_rank",
     "per_head",
     "periodic_lora",
+    "ralora_of",
+    "random_compression",
+    "ranks_by_effective_rank",
     "ranks_by_importance",
     "ranks_by_variance",
+    "reallocated",
     "recipe",
     "recipes",
     "register",
@@ -182,6 +215,7 @@ __all__ = [
     "setups",
     "starts",
     "summary",
+    "unkept",
     "unload",
     "unmerge",
     "unscaled",

@@ -15,6 +15,9 @@ from .training.options import FinetuneOptions
 __all__ = ["main", "parser"]
 
 
+_UNSAID = ("step", "total_flos")
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments: those of `FinetuneOptions`, with dashes."""
     whole = argparse.ArgumentParser(prog="python -m llm_bridge", description="Low-rank fine-tuning of transformers.")
@@ -56,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given["targets"] = given["targets"][0] if len(given["targets"]) == 1 else tuple(given["targets"])
     try:
         result = finetune(FinetuneOptions(**given))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume continues from the last checkpoint", file=sys.stderr)
         return 130
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if name != "step")
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if name not in _UNSAID)
     print(f"{numbers}\nadapter in {result.adapter}; figures and rows in {result.adapter.parent}")
     return 0
 

@@ -15,6 +15,7 @@ from .combines import Combine, accumulate
 from .functions import beside
 from .layers import LayerType
 from .noise import Noise
+from .precision import precise
 
 __all__ = ["Adapted", "Adapter", "key_of"]
 
@@ -133,12 +134,12 @@ class Adapter(nn.Module):
         return beside(*factors, *self.start().product()) if self.shifted else factors
 
     def update(self) -> Tensor:
-        """``s F``, an array (out, in) of the type of the factors."""
+        """``s F``, an array (out, in) of the type of the factors, or in single precision if they have less."""
         if self.thin and self.shifted:
-            left, right = self.product()
+            left, right = map(precise, self.product())
             return (self.scale * left) @ right.mT
-        dense = self.point().dense()
-        return self.scale * (dense - self.start().dense() if self.shifted else dense)
+        dense = self.point().map(precise).dense()
+        return self.scale * (dense - self.start().map(precise).dense() if self.shifted else dense)
 
     def row_norms(self, weight: Tensor, parameter: Tensor) -> Tensor:
         """``||w_i + s f_i||`` for every row: (out,), in at least single precision.
@@ -160,8 +161,8 @@ class Adapter(nn.Module):
             return weight.float().square().sum(1)
         key = (id(parameter), parameter._version, weight.device, weight.dtype)
         if self._cache is None or self._cache[0] != key:
-            precise = torch.promote_types(weight.dtype, torch.float32)
-            self._cache = key, torch.linalg.vector_norm(weight, dim=1, dtype=precise).square()
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            self._cache = key, torch.linalg.vector_norm(weight, dim=1, dtype=wide).square()
         return self._cache[1]
 
     def extra_repr(self) -> str:
@@ -211,6 +212,15 @@ class Adapted(nn.Module):
             if name == "base":
                 raise
             return getattr(self.base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A weight that the model gives the layer, as when it ties weights, is for the base."""
+        if name not in ("weight", "bias"):
+            super().__setattr__(name, value)
+        elif self.merged:
+            raise ValueError("the layer cannot take another weight while its weight is merged; unmerge(model) first")
+        else:
+            setattr(self.base, name, value)
 
     def adapter(self, name: str) -> Adapter:
         """The adapter with this name."""

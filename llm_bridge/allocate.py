@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from lowrank_sp.coverage import covers
+from lowrank_sp.metrics import effective_rank
 
-from .calibrate import importance, variance_shares
+from .calibrate import gradients_of, importance, variance_shares
 from .sites import Targets, find_sites
 
-__all__ = ["ranks_by_importance", "ranks_by_variance"]
+__all__ = ["ranks_by_effective_rank", "ranks_by_importance", "ranks_by_variance"]
 
 
 @covers("R17")
@@ -109,3 +112,62 @@ def ranks_by_variance(
     entries = [(share, path) for path, all_of_it in shares.items() for share in all_of_it]
     chosen = [path for _, path in sorted(entries, reverse=True)[: rank * len(sites)]]
     return {path: chosen.count(path) for path in shares if path in chosen}
+
+
+@covers("R18")
+def ranks_by_effective_rank(
+    model: nn.Module,
+    calibration: Any,
+    rank: int | Mapping[str, int] = 8,
+    most: int = 64,
+    targets: Targets = "all-linear",
+    exclude: Targets = (),
+    progress: bool = True,
+) -> dict[str, int]:
+    """Ranks of RaLoRA by path, for ``adapt(model, "ralora", targets=list(ranks), rank_pattern=ranks)``.
+
+    A layer gets as many blocks of rank ``r`` on the diagonal as bring the rank up to the effective rank of its
+    gradient: ``2^k r`` with the largest ``2^k <= erank(G) / r`` that divides both sides of the layer. ``erank`` is the
+    exponential of the entropy of the normalized singular values.
+
+    Parameters
+    ----------
+    model, calibration, progress
+        As for `collect`.
+    rank : int, or mapping of str to int
+        Of a block; by path for RaLoRA-Pro, such as `ranks_by_importance` gives.
+    most : int
+        Blocks of a layer.
+    targets, exclude
+        As for `find_sites`; with a mapping, its layers.
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or a gradient vanishes.
+
+    Notes
+    -----
+    Of gradients that are too many to be held as they are, the effective rank is that of a sketch.
+    Source: :cite:`ye2026ralora`; equation (54) of :cite:`he2026unified`.
+    """
+    sites = find_sites(model, list(rank) if isinstance(rank, Mapping) else targets, exclude)
+    sizes = {site.name: rank[site.name] if isinstance(rank, Mapping) else rank for site in sites}
+    if min(most, *sizes.values()) < 1:
+        raise ValueError(f"ranks and most must be positive, got {rank} and {most}")
+    found = {}
+    for path, gradient, shape in gradients_of(model, sites, calibration, progress):
+        reached = float(effective_rank(gradient))
+        if not 0 < reached < np.inf:
+            raise ValueError(f"the gradient of {path} is zero: the loss does not depend on it")
+        size = sizes[path]
+        found[path] = _blocks(shape, size, min(reached / size, most)) * size
+    return found
+
+
+def _blocks(shape: tuple[int, int], size: int, most: float) -> int:
+    """The largest power of two up to ``most`` whose blocks divide the shape and can have the rank ``size``."""
+    count = 1
+    while 2 * count <= most and not any(n % (2 * count) or n // (2 * count) < size for n in shape):
+        count *= 2
+    return count

@@ -8,18 +8,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lowrank_sp.factors import Factors
-from lowrank_sp.rules import Chain, Mixing, Rule, mixed
+from lowrank_sp import xp
+from lowrank_sp.factors import ByFactor, Factors
+from lowrank_sp.rules import Chain, Mixing, Rule, mixed, retract
+from lowrank_sp.spaces import STIEFEL, retract_all
 
 from .adapter import Adapter
 from .distributed import gather, placements, scatter_
 from .fused import Split, advance, descend_, kernel_takes, split
+from .precision import full_precision
 
 __all__ = ["Bucket", "Job", "blocks", "counters", "step_together"]
 
 # Bytes of factors that a rule works on at once on a processor: with gradients, moments and what it computes on the
 # way they stay in cache, and the allocator reuses their memory. Other devices want as few and large calls as can be.
 BLOCK = 4 << 20
+
+
+class Aim(NamedTuple):
+    """Where a bucket is about to move: its tensors, the point, the point after decay, and what the rule says."""
+
+    columns: list[list[Tensor]]
+    point: Any
+    start: Any
+    direction: Any
+    state: Any
+    wrt: tuple[int, ...]
 
 
 class Bucket:
@@ -94,18 +108,24 @@ class Bucket:
     @property
     def kin(self) -> tuple[Any, ...] | None:
         """What buckets have in common that can form their small matrices at once; None where they cannot."""
+        first = self.adapters[0].point().arrays()[0]
+        kind = (self.form, first.shape[-1], first.dtype, first.device)
         fused = self.splits[self.turn]
+        if fused is None and self.move is retract and issubclass(self.form, ByFactor) and STIEFEL in self.form.spaces:
+            return STIEFEL, *kind
         if fused is None or fused.mixing is None or not fused.mixing.mixes(self.form) or self.fused is None:
             return None
-        first = self.adapters[0].point().arrays()[0]
-        return fused.mixing, self.form, first.shape[-1], first.dtype, first.device
+        return fused.mixing, *kind
 
     def look(self, columns: list[list[Tensor]]) -> tuple[Any, Any]:
         """Point and gradient of all adapters; the gradient is zero for arrays whose turn it is not."""
         wrt = self.groups[self.turn]
         point = self._point(columns)
-        if self.states[self.turn] is None:
+        state = self.states[self.turn]
+        if state is None:
             self.states[self.turn] = self.rule.init(point)
+        elif self._late(state):
+            self.states[self.turn] = self.rule.carry(state, point, point)
         grad = [_stack_grad(columns[i]) if i in wrt else 0 * a for i, a in enumerate(point.arrays())]
         return point, self.form(*grad)
 
@@ -116,19 +136,29 @@ class Bucket:
         if alone and self.states[self.turn] is not None and all(_own(columns[i]) for i in self.groups[self.turn]):
             self.descend(columns, None, None, (), lr, decay)
             return
-        point, grad = self.look(columns)
-        state, wrt = self.states[self.turn], self._moved(columns)
-        if fused is not None:
-            before: tuple[Any, ...] = ()
-            if fused.head is not None:
-                grad, before = fused.head.update(grad, state[: fused.position], point, loss)
-            self.descend(columns, point, grad, before, lr, decay)
+        if fused is None:
+            aim = self.aim(lr, decay, loss)
+            self.arrive(aim, self.move(aim.start, aim.direction, lr, aim.wrt))
             return
-        direction, state = advance(self.rule, grad, state, point, loss)
-        new = self.move(self._decayed(point, wrt, lr * decay), direction, lr, wrt)
-        for i in wrt:
-            scatter_(columns[i], new.arrays()[i])
-        self._done(self.rule.carry(state, point, new))
+        point, grad = self.look(columns)
+        before: tuple[Any, ...] = ()
+        if fused.head is not None:
+            grad, before = fused.head.update(grad, self.states[self.turn][: fused.position], point, loss)
+        self.descend(columns, point, grad, before, lr, decay)
+
+    def aim(self, lr: Any, decay: float, loss: Any) -> Aim:
+        """The first half of a step: all that is known before the point moves."""
+        columns = self.columns()
+        point, grad = self.look(columns)
+        wrt = self._moved(columns)
+        direction, state = advance(self.rule, grad, self.states[self.turn], point, loss)
+        return Aim(columns, point, self._decayed(point, wrt, lr * decay), direction, state, wrt)
+
+    def arrive(self, aim: Aim, new: Any) -> None:
+        """The second half: the adapters and the state at the new point."""
+        for i in aim.wrt:
+            scatter_(aim.columns[i], new.arrays()[i])
+        self._done(self.rule.carry(aim.state, aim.point, new))
 
     def descend(
         self,
@@ -160,9 +190,19 @@ class Bucket:
                 scatter_(columns[i], targets)
         mine = (count, first, second)
         state = (*before, mine, *state[fused.position + 1 :]) if isinstance(self.rule, Chain) else mine
-        if fused.curved or any(True for _ in leaves(before)):
+        if (fused.curved or any(True for _ in leaves(before))) and not self._late(state):
             state = self.rule.carry(state, point, self._point(columns))
         self._done(state)
+
+    def _late(self, state: Any) -> bool:
+        """Whether moments are carried when the next step looks at the new point, which then is stacked anyway.
+
+        Adam's alone can be: they are projected, and what they were carried from does not matter.
+        """
+        fused = self.fused
+        if fused is None or not fused.curved:
+            return False
+        return not (isinstance(self.rule, Chain) and any(True for _ in leaves(state[: fused.position])))
 
     def _moved(self, columns: list[list[Tensor]]) -> tuple[int, ...]:
         """The arrays whose turn it is, without those that got no gradient in any adapter, such as frozen ones."""
@@ -224,14 +264,37 @@ class Job(NamedTuple):
 
 
 @torch.no_grad()
+@full_precision()
 def step_together(jobs: Sequence[Job], loss: Any = None) -> None:
     """One step of every bucket; buckets of one kin form their small matrices at once."""
     for kin, wave in _waves(jobs):
         if kin is None:
             for bucket, lr, decay in wave:
                 bucket.step(lr, decay, loss)
+        elif kin[0] == STIEFEL:
+            _land(wave, loss)
         else:
             _step_kin(kin[0], wave)
+
+
+def _land(wave: list[Job], loss: Any) -> None:
+    """Retract the orthonormal factors of all buckets at once."""
+    aims = [job.bucket.aim(job.lr, job.decay, loss) for job in wave]
+    parts = []
+    for job, aim in zip(wave, aims, strict=True):
+        spaces, ndims, arrays, moves = (
+            job.bucket.form.spaces,
+            aim.start.ndims,
+            aim.start.arrays(),
+            aim.direction.arrays(),
+        )
+        parts += [(spaces[i], arrays[i], moves[i], xp.expand(job.lr, ndims[i])) for i in aim.wrt]
+    landed = iter(retract_all(parts))
+    for job, aim in zip(wave, aims, strict=True):
+        arrays = list(aim.start.arrays())
+        for i in aim.wrt:
+            arrays[i] = next(landed)
+        job.bucket.arrive(aim, job.bucket.form(*arrays))
 
 
 def _step_kin(rule: Mixing, wave: list[Job]) -> None:

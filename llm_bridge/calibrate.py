@@ -111,6 +111,15 @@ def importance(
     return scores
 
 
+def gradients_of(
+    model: nn.Module, sites: list[Site], calibration: Any, progress: bool = True
+) -> Iterator[tuple[str, Any, tuple[int, int]]]:
+    """Path, gradient and shape of every site in turn; arguments are those of `collect`."""
+    gradients = _collect(model, sites, "gradients", calibration, 64, progress)
+    for site in sites:
+        yield site.name, gradients.pop(site.name), site.shape
+
+
 def most_important(model: nn.Module, calibration: Any, count: int, **options: Any) -> list[str]:
     """Paths of the ``count`` layers of largest `importance`, in the order of the model: targets for `adapt`.
 

@@ -16,10 +16,11 @@ import lowrank_sp
 from .adapter import Adapter
 from .files import checksum, read_header, read_json, read_tensors, write_json, write_tensors
 from .fingerprint import check_base, describe_tensor, fingerprint
-from .inject import Setup, adapted, base_parameters, check_name, known, owners
+from .inject import Setup, adapted, base_parameters, check_name, known
 from .life import require_own_base, require_unmerged
 from .recipe import RECIPES, Recipe
 from .restore import check_finite, expected_shapes, form_at, put, restored, sites_at
+from .sharing import owners
 from .sites import Site
 
 __all__ = ["describe", "load", "save"]

@@ -8,8 +8,10 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from lowrank_sp.coverage import covers
+
 from .inject import Setup, adapted, base_parameters, check_name, known, setups
-from .life import require_unmerged
+from .life import require_size, require_unmerged
 from .recipe import RECIPES
 from .restore import put, restored, sites_at
 from .truncation import Thin, TruncationReport, additive_change, check_rank, nearest
@@ -18,6 +20,7 @@ __all__ = ["combine"]
 
 
 @torch.no_grad()
+@covers("A13")
 def combine(
     model: nn.Module, names: Sequence[str], weights: Sequence[float], name: str = "mix", rank: int | None = None
 ) -> TruncationReport:
@@ -82,6 +85,7 @@ def _moved(model: nn.Module, share: Mapping[str, float]) -> dict[str, Tensor]:
     for name, weight in share.items():
         setup = setups(model)[name]
         for path in setup.also_train:
+            require_size(parameters[path], setup, name, path)
             start = setup.originals[path]
             change = setup.tuned.get(path, parameters[path]) - start
             moved[path] = moved.get(path, start) + weight * change

@@ -109,7 +109,10 @@ def split_rows(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Ro
         raise ValueError(f"eval_fraction must lie in [0, 1), got {fraction}")
     count = round(fraction * len(rows))
     if fraction and not 0 < count < len(rows):
-        raise ValueError(f"eval_fraction={fraction} of {len(rows)} rows leaves nothing to train or to evaluate on")
+        raise ValueError(
+            f"eval_fraction={fraction} of {len(rows)} rows leaves nothing to train or to evaluate on; take another "
+            "one, 0 to evaluate on nothing, or a file for eval_data"
+        )
     held = set(np.random.default_rng(seed).permutation(len(rows))[:count].tolist())
     return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
 
@@ -118,7 +121,9 @@ def _text(row: Row, column: str) -> str:
     """The text in a column of a row."""
     if column not in row:
         there = ", ".join(repr(key) for key in row if key != "where")
-        raise ValueError(f"{row['where']}: no column {column!r}; the row has {there or 'none'}")
+        raise ValueError(
+            f"{row['where']}: no column {column!r}; the row has {there or 'none'}; text_column names another one"
+        )
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{row['where']}: column {column!r} must hold text, got {value!r}")
@@ -149,7 +154,9 @@ def _label(row: Row, column: str) -> str:
     value = row.get(column)
     if column not in row:
         there = ", ".join(repr(key) for key in row if key != "where")
-        raise ValueError(f"{row['where']}: no column {column!r} with the label; the row has {there}")
+        raise ValueError(
+            f"{row['where']}: no column {column!r} with the label; the row has {there}; label_column names another one"
+        )
     if not isinstance(value, (str, int)) or value == "":
         raise ValueError(f"{row['where']}: a label must be a word or an integer, got {value!r}")
     return str(value)
@@ -251,7 +258,8 @@ def _pairs(rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[dict[st
 def _blocks(rows: Sequence[Row], tokenizer: Any, text: str, max_length: int) -> list[dict[str, Any]]:
     stream: list[int] = []
     for row in rows:
-        stream += tokenizer(_text(row, text))["input_ids"] + _end(tokenizer)
+        ids = tokenizer(_text(row, text), verbose=False)["input_ids"]  # long texts are cut here, without a warning
+        stream += ids + _end(tokenizer)
     blocks = [stream[i : i + max_length] for i in range(0, len(stream), max_length)]
     return [{"input_ids": block, "labels": block} for block in blocks if len(block) > 1]
 

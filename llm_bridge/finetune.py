@@ -81,6 +81,9 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     ``torchrun --nproc-per-node N -m llm_bridge finetune ...`` or ``accelerate launch -m llm_bridge finetune ...``.
     ``batch_size`` is that of one process. For a loop of one's own see `optimizer_factory`.
     """
+    from .training.loop import restored_at_end
+    from .training.phases import phases, prepared
+
     out = Path(options.out)
     _claim(out, options)
     train, held, classes = _rows(options)
@@ -88,10 +91,13 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     data, held_out = (_tokens(options, rows, classes, tokenizer) if rows else None for rows in (train, held))
     assert data is not None
     model = _adapted_model(options, classes, tokenizer.pad_token_id, data)
+    prepared(model, phases(options, _total_steps(options, len(data))))
     trainer = _trainer(options, model, data, held_out)
     if trainer.is_world_process_zero():
         write_json(out / "run.json", _about(options, data, held_out, classes))
-    trainer.train(resume_from_checkpoint=_resumed(options))
+    last = _resumed(options)
+    if not restored_at_end(trainer, last):
+        trainer.train(resume_from_checkpoint=last)
     return _finished(options, trainer, model, tokenizer, classes)
 
 
@@ -178,6 +184,7 @@ def _total_steps(options: FinetuneOptions, examples: int) -> int:
 
 def _trainer(options: FinetuneOptions, model: Any, data: Tokens, held_out: Tokens | None) -> LeanTrainer:
     from .training.loop import Finished, LeanTrainer, Log, Watch, accuracy, most_likely
+    from .training.phases import phases, rise
 
     classify, out = options.task == "classification", Path(options.out)
     trainer = LeanTrainer(
@@ -194,6 +201,7 @@ def _trainer(options: FinetuneOptions, model: Any, data: Tokens, held_out: Token
         ),
         callbacks=[Watch(), Finished(), Log(out / "metrics.jsonl")],
     )
+    trainer.rise = rise(options, phases(options, _total_steps(options, len(data))))
     if classify:  # heads return the mean over a batch, whatever arguments their forward takes
         trainer.model_accepts_loss_kwargs = False
     board = _board(out) if trainer.is_world_process_zero() else None
@@ -203,8 +211,11 @@ def _trainer(options: FinetuneOptions, model: Any, data: Tokens, held_out: Token
 
 
 def _optimizer(options: FinetuneOptions, steps: int, model: Any, **rates: Any) -> LowRankOptimizer:
-    """The optimizer, where asked for with AdaLoRA's policy: ranks fall from a tenth of the run to its last quarter."""
+    """The optimizer, where asked for with restarts or AdaLoRA's policy: ranks fall from a tenth to the last quarter."""
+    from .training.phases import attached, phases
+
     made = optimizer(model, **rates)
+    attached(options, phases(options, steps), model, made)
     if options.target_rank is not None:
         adalora(model, made, Budget(options.target_rank, steps, first=steps // 10, last=steps // 4))
     return made
@@ -224,7 +235,7 @@ def _arguments(options: FinetuneOptions, examples: int, evaluates: bool) -> Any:
         learning_rate=options.lr,
         max_grad_norm=options.clip,
         lr_scheduler_type=options.schedule,
-        warmup_steps=math.ceil(options.warmup * steps),
+        warmup_steps=int(options.warmup * steps),
         eval_strategy="steps" if evaluates else "no",
         eval_steps=every,
         save_strategy="steps",
@@ -281,14 +292,17 @@ def _finished(
     options: FinetuneOptions, trainer: LeanTrainer, model: Any, tokenizer: Any, classes: list[str] | None
 ) -> FinetuneResult:
     """Evaluate once more, and write adapter, figures and results."""
+    from .training.phases import joined, phases
+
     out, history = Path(options.out), trainer.state.log_history
     metrics = {k: v for k, v in _last_evaluation(history).items() if not k.endswith(("runtime", "per_second"))}
     if options.task == "causal-lm" and "eval_loss" in metrics:
         metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))
+    name = joined(model, phases(options, trainer.state.max_steps))
     ranks = stable_ranks(model)
     if trainer.is_world_process_zero():
         about = {"task": options.task, "classes": classes, "options": _plain(options), "metrics": metrics}
-        save(model, out / "adapter", metadata=about)
+        save(model, out / "adapter", name, metadata=about)
         heading = f"{options.recipe}, rank {options.rank}"
         write_ranks(out / "stable_rank.csv", ranks)
         draw_curves(out, history, heading)

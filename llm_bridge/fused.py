@@ -14,6 +14,9 @@ from lowrank_sp.spaces import FIXED
 
 __all__ = ["Split", "advance", "descend_", "kernel_takes", "split"]
 
+# Kinds of devices for which torch brings the kernel.
+DEVICES = {"cpu", "cuda"}
+
 
 class Split(NamedTuple):
     """A rule as a chain before Adam, Adam, and rates behind it: `descend_` does the last two and the move in one pass.
@@ -48,7 +51,7 @@ def split(rule: Rule, form: type[Factors], move: Callable[..., Any], wrt: Sequen
 
 def kernel_takes(tensor: Tensor) -> bool:
     """Whether there is a kernel for real numbers of this kind, on this device."""
-    return tensor.device.type in ("cpu", "cuda") and tensor.is_floating_point()
+    return tensor.device.type in DEVICES and tensor.is_floating_point()
 
 
 def descend_(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import warnings
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,10 @@ from lowrank_sp.coverage import covers
 from .adapter import Adapted, Adapter, key_of
 from .layers import EMBEDDING
 from .parts import AdaptedPart, Part, close_host, is_host, open_host
+from .precision import precise
 from .recipe import Recipe, recipe
-from .sites import Site, Targets, find_sites, matches
+from .sharing import outline, owners
+from .sites import Site, Targets, find_sites, matches, prefixes, warn_tied
 from .starts import StartSite
 
 __all__ = ["Setup", "adapt", "adapted", "base_parameters", "drop", "install", "setups", "unload"]
@@ -60,8 +60,18 @@ class Setup:
 
 
 def setups(model: nn.Module) -> dict[str, Setup]:
-    """The named adapters of a model, in the order in which they came."""
-    return model.__dict__.setdefault(_STATE, {})
+    """The named adapters of a model, in the order in which they came.
+
+    Raises
+    ------
+    ValueError
+        If they were put into a part of it, as where the model has been wrapped since.
+    """
+    found = model.__dict__.setdefault(_STATE, {})
+    holder = None if found else next((p for p, module in model.named_modules() if module.__dict__.get(_STATE)), None)
+    if holder is not None:
+        raise ValueError(f"the adapters are in model.{holder}; pass that, whose paths are those of its files")
+    return found
 
 
 def adapted(model: nn.Module) -> dict[str, Adapted]:
@@ -84,7 +94,7 @@ def base_parameters(model: nn.Module, shared: bool = False) -> dict[str, nn.Para
     return found
 
 
-@covers("P15")
+@covers("P15", "B10")
 def adapt(
     model: nn.Module,
     variant: str | Recipe = "lora",
@@ -113,7 +123,7 @@ def adapt(
     rank : int
         At least 1 and at most the smaller side of every chosen layer.
     alpha : float, optional
-        The scale is ``alpha / rank`` (or what the recipe says); by default alpha is the rank.
+        Positive. The scale is ``alpha / rank`` (or what the recipe says); by default alpha is the rank.
     targets, exclude, layers
         Which layers; see `find_sites`.
     rank_pattern, alpha_pattern : mapping, optional
@@ -147,13 +157,16 @@ def adapt(
 
     made = recipe(variant)
     check_name(model, name)
+    _check_start(seed, dtype)
     sites = find_sites(model, targets, exclude, layers)
-    _warn_tied(model, sites)
+    warn_tied(model, sites)
     ranks = _by_pattern(sites, rank, rank_pattern, "rank_pattern")
     for site in sites:
         _check_rank(site, ranks[site.name])
-    default = {site.name: float(ranks[site.name] if alpha is None else alpha) for site in sites}
-    alphas = default | _by_pattern(sites, None, alpha_pattern, "alpha_pattern")
+    alphas = {site.name: ranks[site.name] if alpha is None else alpha for site in sites}
+    alphas |= _by_pattern(sites, None, alpha_pattern, "alpha_pattern")
+    alphas = {path: _alpha(path, value) for path, value in alphas.items()}
+    made.combine.check([site.name for site in sites])
     trained = _also_train(model, also_train)
     setup = Setup(made, ranks, alphas, dropout, seed, tuple(trained))
     with disable(model):  # starts look at the pretrained weights, whatever another adapter trains in full
@@ -167,7 +180,7 @@ def build_all(
     sites: list[Site], setup: Setup, statistics: Mapping[str, Any] | None = None, dtype: torch.dtype = torch.float32
 ) -> dict[str, Adapter]:
     """The adapters of all sites by path, with the arrays in common that the recipe shares."""
-    owned = owners(sites, setup, {site.name: _outline(site, setup) for site in sites})
+    owned = owners(sites, setup, {site.name: outline(site, setup) for site in sites})
     adapters = {}
     for site in sites:
         given = frozenset(array for path, array in owned if path == site.name)
@@ -175,31 +188,6 @@ def build_all(
     for (path, array), owner in owned.items():
         adapters[path].share(array, adapters[owner])
     return adapters
-
-
-def _outline(site: Site, setup: Setup) -> SimpleNamespace:
-    """The arrays that layers share, with their shapes alone, as this site would have them."""
-    made = setup.recipe
-    if not made.shares:
-        return SimpleNamespace()
-    form = made.form_for(site.shape, setup.ranks[site.name]).for_shape(made.combine.image(site.shape))
-    shapes = form.shapes(made.combine.image(site.shape), made.size(site.shape, setup.ranks[site.name]))
-    names = {array for array, _ in made.shares}
-    pairs = zip(form.names, shapes, strict=True)
-    return SimpleNamespace(**{name: torch.empty(shape, device="meta") for name, shape in pairs if name in names})
-
-
-def owners(sites: list[Site], setup: Setup, adapters: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """For every path and array that another site's adapter owns, the path of that one: the largest of its group."""
-    found = {}
-    for array, key in setup.recipe.shares:
-        groups: dict[Any, list[str]] = {}
-        for site in sites:
-            groups.setdefault(key(site), []).append(site.name)
-        for group in groups.values():
-            owner = max(group, key=lambda path: getattr(adapters[path], array).numel())
-            found |= {(path, array): owner for path in group if path != owner}
-    return found
 
 
 def build(
@@ -217,20 +205,26 @@ def build(
     rng = np.random.default_rng([setup.seed, zlib.crc32(site.name.encode())])
     with torch.no_grad():
         weight = site.kind.weight(site.layer)
-        full = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+        full = precise(weight)
         size = made.size(site.shape, rank)
-        point = made.init(StartSite(form, site.shape, size, scale, rng, lambda: full, statistic, given))
+        seen = None if statistic is None else _typed(statistic, full.dtype)
+        point = made.init(StartSite(form, site.shape, size, scale, rng, lambda: full, seen, given))
         point = point.map(lambda a: a.to(weight.device, dtype) if a.is_floating_point() else a.to(weight.device))
         extras = {key: a.to(dtype) for key, a in made.combine.extras(full).items()}
     return Adapter(
         point,
         scale,
-        made.combine,
+        made.combine.at(site.name),
         made.noise(setup.dropout),
         made.trains,
         extras,
         point if made.init.moves else None,
     )
+
+
+def _typed(statistic: Any, dtype: torch.dtype) -> Any:
+    """What was collected, a tensor or thin factors of one, in a type."""
+    return statistic.to(dtype) if isinstance(statistic, Tensor) else statistic.map(lambda a: a.to(dtype))
 
 
 def install(model: nn.Module, name: str, setup: Setup, sites: list[Site], adapters: Mapping[str, Adapter]) -> None:
@@ -262,21 +256,24 @@ def unload(model: nn.Module) -> nn.Module:
 
     Merged updates stay in the weights. What trained in full keeps its values.
     """
+    setups(model).clear()
     for path, layer in adapted(model).items():
         _put_back(model, path, layer.base)
-    model.__dict__.pop(_STATE, None)
     return model
 
 
 def drop(model: nn.Module, name: str) -> None:
-    """Take one adapter out; layers without another one get their original module back."""
+    """Take one adapter out; the first of the others becomes the active one.
+
+    Layers without another one get their original module back, and parameters that it trained in full what they
+    held before.
+    """
     from .life import activate, require_unmerged
 
     known(model, name)
     require_unmerged(model)
     others = [other for other in setups(model) if other != name]
-    if others:
-        activate(model, others[0])
+    activate(model, *others[:1])
     for path, layer in adapted(model).items():
         if name in layer.names():
             del layer.adapters[key_of(name)]
@@ -313,11 +310,24 @@ def check_name(model: nn.Module, name: str) -> None:
         raise ValueError(f"the model has an adapter {name!r} already; choose another name, or drop(model, {name!r})")
 
 
+def _check_start(seed: Any, dtype: Any) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point type of torch, got {dtype!r}")
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed must be a natural number, got {seed!r}")
+
+
 def _check_rank(site: Site, rank: int) -> None:
     if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
         raise TypeError(f"rank must be an integer, got {rank!r} for {site.name}")
     if not 1 <= rank <= min(site.shape):
         raise ValueError(f"rank must lie between 1 and {min(site.shape)} for {site.name} {site.shape}, got {rank}")
+
+
+def _alpha(path: str, alpha: Any) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float, np.number)) or not 0 < alpha < np.inf:
+        raise ValueError(f"alpha must be a positive number, got {alpha!r} for {path}")
+    return float(alpha)
 
 
 def _check_kind(site: Site, setup: Setup) -> None:
@@ -339,13 +349,11 @@ def _by_pattern(sites: list[Site], default: Any, patterns: Mapping[str, Any] | N
     patterns = patterns or {}
     for pattern in patterns:
         if not any(matches(site.name, pattern) for site in sites):
-            raise ValueError(f"{argument} holds {pattern!r}, which matches none of the chosen layers")
-    chosen = {}
-    for site in sites:
-        hits = [value for pattern, value in patterns.items() if matches(site.name, pattern)]
-        if hits or default is not None:
-            chosen[site.name] = hits[0] if hits else default
-    return chosen
+            raise ValueError(
+                f"{argument} holds {pattern!r}, which matches none of the chosen layers, such as {sites[0].name}"
+            )
+    found = {s.name: next((v for p, v in patterns.items() if matches(s.name, p)), default) for s in sites}
+    return {path: value for path, value in found.items() if value is not None}
 
 
 def _also_train(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -354,33 +362,11 @@ def _also_train(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     paths = base_parameters(model, shared=True)
     found = set()
     for pattern in patterns:
-        hits = {id(p) for path, p in paths.items() if any(matches(prefix, pattern) for prefix in _prefixes(path))}
+        hits = {id(p) for path, p in paths.items() if any(matches(prefix, pattern) for prefix in prefixes(path))}
         if not hits:
             raise ValueError(f"also_train holds {pattern!r}, which names no module or parameter of the model")
         found |= hits
     return [path for path, p in base_parameters(model).items() if id(p) in found]
-
-
-def _prefixes(path: str) -> list[str]:
-    """The path and those of all modules around it."""
-    parts = path.split(".")
-    return [".".join(parts[: k + 1]) for k in range(len(parts))]
-
-
-def _warn_tied(model: nn.Module, sites: list[Site]) -> None:
-    """Say which chosen layers share their weight with another module: the other one is not adapted."""
-    owners: dict[int, list[str]] = {}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(path)
-    for site in sites:
-        own = {f"{site.name}.weight", f"{site.name}.base.weight"}
-        others = [p for p in owners.get(id(getattr(site.layer, "weight", None)), []) if p not in own]
-        if others:
-            warnings.warn(
-                f"{site.name} shares its weight with {', '.join(others)}, which stays as it is: "
-                "the adapter changes this layer only",
-                stacklevel=3,
-            )
 
 
 def _calibrate(model: nn.Module, made: Recipe, sites: list[Site], calibration: Any, rank: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_backward_hooks, _global_backward_pre_hooks, _global_forward_hooks
 
+from lowrank_sp.coverage import covers
 from lowrank_sp.parameterizations.channels import Channels
 
 from .dequantize import dequantized, is_quantized
@@ -89,6 +91,10 @@ class LayerType(ABC):
     def by_channel(self, out: Tensor, vector: Tensor) -> Tensor:
         """A vector (out,) shaped to multiply the output of the layer."""
 
+    def __reduce__(self) -> str:
+        """Copies and pickles are the constant itself: others ask whether a type *is* `LINEAR`."""
+        return next(name for name, kind in vars(sys.modules[type(self).__module__]).items() if kind is self)
+
     def bias(self, layer: Any) -> Tensor | None:
         return getattr(layer, "bias", None)
 
@@ -103,10 +109,6 @@ class LayerType(ABC):
         """The output of the layer itself for `rows`, in memory that nobody else looks at."""
         out = layer(rows)
         return out.clone() if _kept(layer) else out
-
-    def unbiased(self, layer: Any, rows: Any) -> Tensor:
-        """The same without the bias."""
-        return self.run(layer, rows, self.weight(layer), bias=False)
 
     def rebuilt(self, layer: Any, rows: Any, build: Any, arrays: tuple[Tensor, ...], whole: bool = True) -> Tensor:
         """The output with ``build(W, *arrays)`` in place of ``W``; without the bias if that is no ``whole`` weight."""
@@ -135,12 +137,12 @@ class LayerType(ABC):
     def rescaled(
         self, layer: Any, rows: Any, seen: Any, factors: tuple[Tensor, ...], scale: float, vector: Tensor
     ) -> Tensor:
-        """The output with a low-rank update of ``seen``, channel by channel times ``vector``, then the bias."""
-        out = self.add(layer, seen, self.unbiased(layer, rows), factors, scale)
+        """The output with a low-rank update of ``seen``, all but the bias channel by channel times ``vector``."""
+        out = self.add(layer, seen, self.fresh(layer, rows), factors, scale)
         return self.rescale(layer, out, vector)
 
     def rescale(self, layer: Any, out: Tensor, vector: Tensor) -> Tensor:
-        """An output without bias, channel by channel times ``vector`` (out,), then the bias; may overwrite it."""
+        """An output, all but its bias channel by channel times ``vector`` (out,); may overwrite it."""
         bias = self.bias(layer)
         return rescale(out, self.by_channel(out, vector), None if bias is None else self.by_channel(out, bias))
 
@@ -226,6 +228,7 @@ class _Part(_Projection):
         return layer.replace(stored)
 
 
+@covers("P112", "A01")
 class _Quantized(_Linear):
     """A linear layer with a quantized weight: bitsandbytes in 4 or 8 bits, or a tensor of torchao.
 
@@ -237,10 +240,6 @@ class _Quantized(_Linear):
 
     def fresh(self, layer, rows):
         return layer(rows).clone()  # their kernels may return a view, which must not be overwritten
-
-    def unbiased(self, layer, rows):
-        out = self.fresh(layer, rows)
-        return out if layer.bias is None else out.sub_(layer.bias.to(out.dtype))
 
     def stored(self, layer, weight):
         raise ValueError(
@@ -306,8 +305,9 @@ class _Embedding(_Dense):
         return None
 
 
+@covers("P11")
 class _Conv(LayerType):
-    """Convolutions of one or two dimensions: ``W`` is (out, in * kernel size)."""
+    """Convolutions of one to three dimensions: ``W`` is (out, in * kernel size)."""
 
     def shape(self, layer):
         return layer.weight.shape[0], layer.weight[0].numel()
@@ -378,7 +378,7 @@ def layer_type(layer: nn.Module) -> LayerType | None:
         return LINEAR
     if own is nn.Embedding.forward and layer.max_norm is None:
         return EMBEDDING
-    if own in (nn.Conv1d.forward, nn.Conv2d.forward) and layer.groups == 1:
+    if own in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward) and layer.groups == 1:
         return CONV
     return CONV1D if _is_conv1d(layer) else None
 
@@ -391,6 +391,6 @@ def _is_conv1d(layer: nn.Module) -> bool:
 def supported_layers() -> str:
     """For error messages."""
     return (
-        "Linear (also quantized by bitsandbytes or torchao), Embedding, Conv1d and Conv2d with one group, "
+        "Linear (also quantized by bitsandbytes or torchao), Embedding, Conv1d to Conv3d with one group, "
         "MultiheadAttention, LSTM, GRU, RNN and transformers' Conv1D"
     )

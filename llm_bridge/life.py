@@ -9,10 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .adapter import Adapted, Adapter
-from .inject import adapted, base_parameters, known, setups
+from lowrank_sp.coverage import covers
 
-__all__ = ["MergeReport", "activate", "disable", "merge", "require_own_base", "require_unmerged", "route", "unmerge"]
+from .adapter import Adapted, Adapter
+from .inject import Setup, adapted, base_parameters, known, setups
+from .precision import precise
+
+__all__ = [
+    "MergeReport",
+    "activate",
+    "disable",
+    "merge",
+    "require_own_base",
+    "require_size",
+    "require_unmerged",
+    "route",
+    "unmerge",
+]
 
 
 def activate(model: nn.Module, *names: str) -> None:
@@ -44,18 +57,19 @@ def activate(model: nn.Module, *names: str) -> None:
 
 
 def _swap(model: nn.Module, names: Sequence[str]) -> None:
-    """Give the parameters that train in full the values that belong to the adapters named last."""
+    """Give the parameters that train in full the values that belong to these adapters, or those before training."""
     parameters = base_parameters(model)
+    resting = [(setups(model)[n], n) for n in setups(model) if n not in names]
+    leaving = [(setup, n, path) for setup, n in resting for path in setup.also_train if path not in setup.tuned]
+    for setup, n, path in leaving:
+        require_size(parameters[path], setup, n, path)
     with torch.no_grad():
-        for setup in setups(model).values():
+        for setup, _, path in leaving:
+            setup.tuned[path] = parameters[path].detach().clone()
+            parameters[path].copy_(setup.originals[path])
+        for setup in (setups(model)[name] for name in names):
             for path in setup.also_train:
-                if path not in setup.tuned:
-                    setup.tuned[path] = parameters[path].detach().clone()
-                    parameters[path].copy_(setup.originals[path])
-        for name in names:
-            setup = setups(model)[name]
-            for path in setup.also_train:
-                parameters[path].copy_(setup.tuned.pop(path))
+                parameters[path].copy_(setup.tuned.pop(path, parameters[path]))
 
 
 def active(model: nn.Module) -> tuple[str, ...]:
@@ -78,6 +92,7 @@ def disable(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
 
 
+@covers("P111", "A09")
 @contextmanager
 def route(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
     """One adapter for every sample of a batch, None for the pretrained model, as long as the context lasts.
@@ -141,6 +156,17 @@ def require_own_base(model: nn.Module, name: str) -> None:
         )
 
 
+def require_size(parameter: torch.Tensor, setup: Setup, name: str, path: str) -> None:
+    """Raise where a parameter that trains in full was replaced by one of another shape."""
+    then, now = ("x".join(map(str, t.shape)) for t in (setup.originals[path], parameter))
+    if then != now:
+        raise ValueError(
+            f"{path} was {then} when {name!r} came and is {now} now, so that its pretrained values are not known; "
+            "resize models before adapt. save and load work all the same, and unload keeps the values as they are"
+        )
+
+
+@covers("A07")
 @torch.no_grad()
 def merge(model: nn.Module, safe: bool = True) -> MergeReport:
     """Put the updates of the active adapters into the weights, so that they cost nothing.
@@ -160,15 +186,17 @@ def merge(model: nn.Module, safe: bool = True) -> MergeReport:
     Raises
     ------
     ValueError
-        If a merged weight is not finite, or adapters are merged already.
+        If a merged weight is not finite, no adapter is active, or adapters are merged already.
     """
     require_unmerged(model)
     layers = {path: layer for path, layer in adapted(model).items() if layer.active}
+    if not layers:
+        raise ValueError("no adapter is active; activate one, or adapt the model first")
     merged, errors = {}, {}
     for path, layer in layers.items():
         weight = layer.kind.weight(layer.base)
         # In at least single precision, rounded once.
-        exact = combined(layer, weight.to(torch.promote_types(weight.dtype, torch.float32)))
+        exact = combined(layer, precise(weight))
         total = exact.to(weight.dtype)
         if safe and not _finite(total):
             raise ValueError(f"the merged weight of {path} is not finite; nothing was changed")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrank_sp.coverage import covers
 
 from .inject import adapt, setups
+from .precision import precise
 from .quantizers import NormalFloat, Quantizer
 from .recipe import Recipe, recipe
 from .sites import Site, Targets, find_sites
@@ -131,7 +132,7 @@ def _begin(model: nn.Module, site: Site, name: str, quantizer: Quantizer, iterat
     """Give one layer its quantized weight and its adapter the factors; returns the errors without and with it."""
     layer: Any = model.get_submodule(site.name)
     adapter, stored = layer.adapter(name), site.kind.weight(layer.base)
-    weight = stored.to(torch.promote_types(stored.dtype, torch.float32))
+    weight = precise(stored)
     rank = setups(model)[name].ranks[site.name]
     rng = np.random.default_rng(zlib.crc32(site.name.encode()))
     plain = quantizer(weight)

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lowrank_sp.coverage import covers
 
 from .combines import Combine
-from .layers import CONV1D, LINEAR
+from .functions import compute_dtype, turned_linear
+from .layers import CONV1D, LINEAR, hooked
+from .precision import precise
 from .starts import Start
 
 __all__ = ["Identity", "Multiplied", "MultipliedScaled", "one"]
@@ -34,10 +37,12 @@ class Multiplied(Combine):
         return shape[1], shape[1]
 
     def forward(self, kind, layer, x, adapter):
-        return kind.restore(layer, x, layer(self.turned(kind, layer, x, adapter)))
+        return kind.restore(layer, x, self.output(kind, layer, x, adapter))
 
-    def turned(self, kind: Any, layer: Any, x: Any, adapter: Any) -> torch.Tensor:
-        """The rows of activations after P.
+    def output(self, kind: Any, layer: Any, x: Any, adapter: Any) -> Tensor:
+        """Of the layer for the rows of activations after P, in memory that nobody else looks at.
+
+        P takes inverses, so that it is made in at least single precision.
 
         Raises
         ------
@@ -46,7 +51,12 @@ class Multiplied(Combine):
         """
         if kind not in (LINEAR, CONV1D):
             raise TypeError(f"rotations of the input need a linear layer, got {type(layer).__name__}")
-        return kind.apply(layer, kind.rows(layer, x), adapter.point())
+        rows, point = kind.rows(layer, x), adapter.point()
+        if _direct(layer) and point.blocky(len(rows)):
+            rows = rows.to(compute_dtype(rows))
+            return turned_linear(rows, lambda: kind.weight(layer), layer.bias, adapter.form, point.arrays())
+        turned = kind.apply(layer, precise(rows), point).to(rows.dtype)
+        return kind.fresh(layer, turned)
 
     def meet(self, weight, update, extras):
         return weight @ update.to(weight.dtype)
@@ -60,11 +70,18 @@ class MultipliedScaled(Multiplied):
         return {"outputs": torch.ones(weight.shape[0], device=weight.device)}
 
     def forward(self, kind, layer, x, adapter):
-        out = kind.unbiased(layer, self.turned(kind, layer, x, adapter))
+        out = self.output(kind, layer, x, adapter)
         return kind.restore(layer, x, kind.rescale(layer, out, kind.by_channel(out, adapter.outputs)))
 
     def meet(self, weight, update, extras):
         return extras["outputs"].to(weight.dtype)[:, None] * super().meet(weight, update, extras)
+
+
+def _direct(layer: Any) -> bool:
+    """Whether the layer is a plain frozen product that nobody watches."""
+    frozen = layer.weight.is_floating_point() and not layer.weight.requires_grad
+    watched = hooked(layer) or layer._forward_pre_hooks
+    return frozen and not watched and not torch.compiler.is_compiling()
 
 
 @dataclass(frozen=True)

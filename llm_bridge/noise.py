@@ -46,8 +46,8 @@ class Noise:
 class InputDropout(Noise):
     """Zeros in the input of the update, as LoRA has it.
 
-    Layers that are called one after another with the same tensor (query, key and value) share a mask, and
-    nothing is kept for it: see `llm_bridge.masks.dropout`. Indices, the input of embeddings, have no dropout.
+    Layers that are called one after another with the same tensor (query, key and value) share a mask, of which
+    one bit a number is kept: see `llm_bridge.masks.dropout`. Indices, the input of embeddings, have no dropout.
     """
 
     on_input = True

@@ -174,14 +174,10 @@ def _leaky(x: Array) -> Array:
 def spline_basis(h: Array) -> Array:
     """Cubic B-splines on five equal intervals of [-1, 1] at every entry of ``h`` (...): an array (..., 8).
 
-    By the recursion of Cox and de Boor; zero outside of the extended grid.
+    At the distance v from its centre, in intervals, each is ``((2 - v)_+^3 - 4 (1 - v)_+^3) / 6``, the closed form for
+    equal intervals of the recursion of Cox and de Boor; zero outside of the extended grid.
     """
     step = 2 / GRID
-    knots = -1 + step * torch.arange(-ORDER, GRID + ORDER + 1, dtype=h.dtype, device=h.device)
-    x = h[..., None]
-    basis = ((x >= knots[:-1]) & (x < knots[1:])).to(h.dtype)
-    for k in range(1, ORDER + 1):
-        rising = (x - knots[: -(k + 1)]) / (k * step) * basis[..., :-1]
-        falling = (knots[k + 1 :] - x) / (k * step) * basis[..., 1:]
-        basis = rising + falling
-    return basis
+    centers = torch.arange(GRID + ORDER, dtype=h.dtype, device=h.device) - (ORDER - 1) / 2
+    distance = ((h[..., None] + 1) / step - centers).abs()
+    return ((2 - distance).clamp_min(0) ** 3 - 4 * (1 - distance).clamp_min(0) ** 3) / 6

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_sp.coverage import covers
 from lowrank_sp.rules import Adam, Rule, check_needs, retract
 
 from .adapter import Adapter
@@ -20,6 +21,7 @@ from .life import trained_adapters
 __all__ = ["LowRankOptimizer", "optimizer"]
 
 
+@covers("O30", "O51")
 def optimizer(
     model: nn.Module,
     lr: float = 1e-3,
@@ -157,7 +159,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             groups = self._bucket_groups()
             moving = [b for b in self.buckets if turn < len(b.groups) and not b.idle]
             jobs = [Job(b, groups[b.group]["lr"], groups[b.group]["weight_decay"]) for b in moving]
-            step_together(jobs, None if loss is None else loss.detach())
+            with torch.autocast(self.param_groups[0]["params"][0].device.type, enabled=False):
+                step_together(jobs, None if loss is None else loss.detach())
             if turn == 0:
                 self._step_plain()
         return first

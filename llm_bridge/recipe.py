@@ -168,11 +168,15 @@ def recipe(name: str | Recipe) -> Recipe:
     ------
     ValueError
         For an unknown name, with those that come close.
+    TypeError
+        For anything else.
     """
     if isinstance(name, Recipe):
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"a variant is a recipe or the name of one, got {name!r}")
     if name not in RECIPES:
-        close = difflib.get_close_matches(str(name), RECIPES, n=3, cutoff=0.4)
+        close = difflib.get_close_matches(name.lower(), RECIPES, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(sorted(RECIPES))}"
         raise ValueError(f"there is no recipe {name!r}; {hint}")
     return RECIPES[name]

@@ -81,7 +81,7 @@ def restored(site: Site, setup: Setup, arrays: Mapping[str, Tensor], scale: floa
     first = f"start_{form.names[0]}"
     start = form(*[arrays.pop(f"start_{name}") for name in form.names]) if first in arrays else None
     scale = made.scale(setup.alphas[site.name], rank) if scale is None else scale
-    return Adapter(point, scale, made.combine, made.noise(setup.dropout), made.trains, arrays, start)
+    return Adapter(point, scale, made.combine.at(site.name), made.noise(setup.dropout), made.trains, arrays, start)
 
 
 def put(

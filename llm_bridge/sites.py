@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from .layers import LayerType, layer_type, supported_layers
 from .parts import Part, check_host, is_host, kind_of, parts
 from .paths import kind_of_path
 
-__all__ = ["Site", "Targets", "find_sites", "layer_index", "matches"]
+__all__ = ["Site", "Targets", "find_sites", "layer_index", "matches", "prefixes", "warn_tied"]
 
 Targets = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -37,10 +39,19 @@ class Site:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a module path is the pattern, ends with ``.pattern``, or is matched in full by it as a regex."""
+    """Whether a module path is the pattern, ends with ``.pattern``, or is matched in full by it as a regex.
+
+    Raises
+    ------
+    ValueError
+        For a pattern that is neither a name nor a regular expression.
+    """
     if name == pattern or name.endswith("." + pattern):
         return True
-    return _PLAIN.fullmatch(pattern) is None and re.fullmatch(pattern, name) is not None
+    try:
+        return _PLAIN.fullmatch(pattern) is None and re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is neither a name nor a regular expression: {error}") from error
 
 
 def layer_index(model: nn.Module, name: str) -> int | None:
@@ -70,27 +81,75 @@ def find_sites(
         expression for whole paths; the name of an attention or recurrent module of torch stands for all its
         matrices (`llm_bridge.parts`). Or a function of path and module.
     exclude
-        In the same terms, what to leave out.
+        In the same terms, what to leave out, with all that is inside of it.
     layers
         Only blocks with these positions in the outermost ``ModuleList``.
 
     Raises
     ------
     ValueError
-        If a name matches nothing (with the closest names that exist), or nothing is left.
+        If a name matches nothing (with the closest names that exist), a block does not exist, or nothing is left.
     TypeError
-        If a named module is of a type that no adapter can meet.
+        If a named module is of a type that no adapter can meet, or an argument is of another type.
     """
     modules = _modules(model)
+    _check_free(modules)
+    if layers is not None:
+        _check_layers(layers, {layer_index(model, name) for name in modules} - {None})
     chosen = _select(model, modules, targets, "targets")
     left_out = set() if _empty(exclude) else set(_select(model, modules, exclude, "exclude"))
-    chosen = [n for n in chosen if n not in left_out and (layers is None or layer_index(model, n) in layers)]
+    chosen = [n for n in chosen if left_out.isdisjoint(prefixes(n))]
+    chosen = [n for n in chosen if layers is None or layer_index(model, n) in layers]
     if not chosen:
         raise ValueError(f"no layer is left: targets={targets!r}, exclude={exclude!r}, layers={layers!r}")
     for host in {name.rpartition(".")[0] for name in chosen} & modules.keys():
         if is_host(modules[host]):
             check_host(modules[host])
     return [_site(name, modules[name]) for name in chosen]
+
+
+def prefixes(path: str) -> list[str]:
+    """The paths of all modules around something, and its own."""
+    parts = path.split(".")
+    return [".".join(parts[: k + 1]) for k in range(len(parts))]
+
+
+def warn_tied(model: nn.Module, sites: list[Site]) -> None:
+    """Say which chosen layers share their weight with another module: the other one is not adapted."""
+    owners: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(path)
+    for site in sites:
+        own = {f"{site.name}.weight", f"{site.name}.base.weight"}
+        others = [p for p in owners.get(id(getattr(site.layer, "weight", None)), []) if p not in own]
+        if others:
+            warnings.warn(
+                f"{site.name} shares its weight with {', '.join(others)}, which stays as it is: "
+                "the adapter changes this layer only",
+                stacklevel=3,
+            )
+
+
+def _check_free(modules: dict[str, nn.Module]) -> None:
+    """Refuse a model with adapters of PEFT: they would be taken for layers."""
+    peft = sys.modules.get("peft.tuners.tuners_utils")
+    kind = () if peft is None else peft.BaseTunerLayer
+    for name, module in modules.items():
+        if isinstance(module, kind):
+            raise TypeError(
+                f"{name} is a layer of PEFT; take its adapters out first, with merge_and_unload() or unload(), or "
+                "save them and read them with load_peft"
+            )
+
+
+def _check_layers(layers: Collection[int], there: Collection[Any]) -> None:
+    if isinstance(layers, str) or not isinstance(layers, Collection):
+        raise TypeError(f"layers must be positions of blocks, such as [0, 1] or range(4), got {layers!r}")
+    if not there:
+        raise ValueError("layers chooses blocks of a ModuleList, and the model has none; use targets and exclude")
+    strange = [index for index in layers if index not in there]
+    if strange:
+        raise ValueError(f"layers holds {strange[0]!r}, and the blocks of the model are 0 to {max(there)}")
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -132,6 +191,8 @@ def _select(model: nn.Module, modules: dict[str, nn.Module], targets: Targets, a
         return _all_linear(model, modules)
     if callable(targets):
         return [name for name, module in modules.items() if targets(name, module)]
+    if not isinstance(targets, Iterable):
+        raise TypeError(f"{argument} must be 'all-linear', names or a function, got {targets!r}")
     patterns = [targets] if isinstance(targets, str) else list(targets)
     found: set[str] = set()
     for pattern in patterns:
@@ -146,8 +207,11 @@ def _select(model: nn.Module, modules: dict[str, nn.Module], targets: Targets, a
 
 
 def _hint(modules: dict[str, nn.Module], pattern: str) -> str:
-    """The names that come closest, or all that there are."""
-    endings = sorted({name.rsplit(".", 1)[-1] for name, m in modules.items() if _kind(m) is not None})
+    """The names that come closest, or all that there are; for a regular expression a path."""
+    layers = [name for name, module in modules.items() if _kind(module) is not None]
+    if layers and _PLAIN.fullmatch(pattern) is None:
+        return f"a regular expression must match a whole path, such as {layers[0]}"
+    endings = sorted({name.rsplit(".", 1)[-1] for name in layers})
     close = difflib.get_close_matches(pattern.rsplit(".", 1)[-1], endings, n=3)
     return f"did you mean {', '.join(close)}?" if close else f"layers of this model end with {', '.join(endings)}"
 

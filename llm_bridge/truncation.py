@@ -111,7 +111,8 @@ def nearest(change: Tensor | tuple[Tensor, Tensor], rank: int | None, path: str)
     if isinstance(change, Tensor):
         return _dense(change, rank, np.random.default_rng(zlib.crc32(path.encode())))
     u, s, v = thin_svd(*change)
-    kept = len(s) if rank is None else min(rank, len(s))
+    nonzero = max(int((s > 1e-14 * s[0]).sum()), 1)  # closed gates leave no component
+    kept = nonzero if rank is None else min(rank, len(s))
     return _cut(u[:, :kept], s[:kept], v[:, :kept], float(s[kept:].norm()), float(s.norm()))
 
 

@@ -2,6 +2,7 @@
 
 from . import baselines, inits, metrics, spaces, streaming
 from .delegates import cca, nmf, pca
+from .exponentials import NOMP
 from .frames import fill
 from .operators import as_linear_operator
 from .parameterizations import (
@@ -66,9 +67,12 @@ from .problems import (
     TensorCompletion,
     TensorFactorization,
     TensorSensing,
+    lifted,
+    lowered,
     synthetic,
 )
 from .recover import complete, factorize, hadamard_decomposition, phase_retrieval, sense, tomography
+from .recover_signal import Exponentials, complete_signal
 from .recover_tensor import (
     TensorSeparation,
     complete_tensor,
@@ -127,6 +131,7 @@ __all__ = [
     "DiagonalCore",
     "EtherPlus",
     "ExactLineSearch",
+    "Exponentials",
     "FixedRank",
     "FixedRankTrain",
     "Fourier",
@@ -149,6 +154,7 @@ __all__ = [
     "MatrixFactorization",
     "MatrixIRLS",
     "MatrixSensing",
+    "NOMP",
     "NoLA",
     "PauliEnsemble",
     "PoLAR",
@@ -191,12 +197,15 @@ __all__ = [
     "baselines",
     "cca",
     "complete",
+    "complete_signal",
     "complete_tensor",
     "factorize",
     "factorize_tensor",
     "fill",
     "hadamard_decomposition",
     "inits",
+    "lifted",
+    "lowered",
     "metrics",
     "nmf",
     "pca",

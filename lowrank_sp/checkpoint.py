@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,20 @@ from .result import Status
 
 __all__ = ["Keeper", "write_atomically"]
 
-FORMAT = "lowrank_sp checkpoint 1"
+FORMAT = "lowrank_sp checkpoint 2"
+FACTS = {
+    "solver",
+    "tol",
+    "form",
+    "history",
+    "best",
+    "quiet",
+    "first_gradient",
+    "loss",
+    "gradient_norm",
+    "memory",
+    "ended",
+}
 
 
 def write_atomically(path: Path, write: Any) -> None:
@@ -51,6 +65,8 @@ class Keeper:
         ------
         TypeError
             For a solver that remembers more than numbers, or a batch.
+        FileNotFoundError
+            When there is no folder for the file.
         ValueError
             When the file is damaged, or belongs to another problem, start or solver.
         """
@@ -59,6 +75,8 @@ class Keeper:
         if run.batched:
             raise TypeError("checkpoint keeps single solves; this start has leading batch axes")
         _encode(state.memory, self.solver)
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"checkpoint {self.path} needs the folder {self.path.parent}, which does not exist")
         if not self.path.exists():
             return state, None
         saved, arrays = self._read()
@@ -69,9 +87,11 @@ class Keeper:
         parts = zip(arrays, state.point.arrays(), strict=True)
         point = type(state.point)(*[xp.asarray_like(a, b) for a, b in parts])
         residual = run.problem.residual(point)
-        memory, loss = _decode(saved["memory"]), _decode(saved["loss"])
-        ended = None if saved["ended"] is None else Status[saved["ended"]]
-        return type(state)(point, residual, loss, _decode(saved["gradient_norm"]), memory), ended
+        like = state.point.arrays()[0].real
+        loss, gradient_norm, memory = (_decode(saved[key], like) for key in ("loss", "gradient_norm", "memory"))
+        # What has converged to one tolerance has not to another.
+        ended = Status[saved["ended"]] if saved["ended"] and saved["tol"] == run.tol else None
+        return type(state)(point, residual, loss, gradient_norm, memory), ended
 
     def save(self, run: Any, state: Any, ended: Status | None) -> None:
         """Replace the file by the state after an iteration."""
@@ -82,6 +102,7 @@ class Keeper:
         facts = {
             "format": FORMAT,
             "solver": repr(self.solver),
+            "tol": run.tol,
             "form": type(state.point).__name__,
             "history": history,
             "best": float(run.best),
@@ -103,7 +124,7 @@ class Keeper:
             with open(self.path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 saved = json.loads(file["facts"].tobytes())
                 arrays = [file[f"array{k}"] for k in range(len(file.files) - 1)]
-            if saved["format"] != FORMAT:
+            if saved["format"] != FORMAT or not saved.keys() >= FACTS:
                 raise KeyError(saved["format"])
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise ValueError(
@@ -112,7 +133,7 @@ class Keeper:
         return saved, arrays
 
     def _compare(self, saved: dict[str, Any], arrays: list[np.ndarray], run: Any, state: Any) -> None:
-        """Refuse the file of another run: its solver, sizes and first loss must be those of this one."""
+        """Refuse the file of another run: solver, sizes and, up to rounding, first loss must be those of this one."""
         mine = {
             "solver": repr(self.solver),
             "form": type(state.point).__name__,
@@ -126,7 +147,10 @@ class Keeper:
             "first loss": saved["history"]["loss"][0],
         }
         for key, value in mine.items():
-            if value != theirs[key]:
+            # Another machine may round the start otherwise.
+            if value != theirs[key] and not (
+                key == "first loss" and isclose(value, theirs[key], rel_tol=run.precision**0.5)
+            ):
                 raise ValueError(
                     f"checkpoint {self.path} belongs to another run: its {key} is {theirs[key]}, here it is {value}; "
                     "delete it, or give another path"
@@ -134,17 +158,21 @@ class Keeper:
 
 
 def _encode(value: Any, solver: Any) -> Any:
-    """Nested tuples of numbers as JSON; floats are kept to the last digit, NumPy's with their type."""
+    """Nested tuples of numbers as JSON; floats are kept to the last digit, those of arrays with their type."""
     if value is None or type(value) in (int, float):
         return value
     if isinstance(value, tuple):
         return [_encode(v, solver) for v in value]
+    if xp.is_torch(value) and value.ndim == 0:
+        return {"dtype": "torch", "value": value.item()}
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return {"dtype": str(value.dtype), "value": value.item()}
     raise TypeError(f"checkpoint needs a solver that remembers numbers only, such as lr.ALS(), not {solver.name}")
 
 
-def _decode(value: Any) -> Any:
+def _decode(value: Any, like: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_decode(v) for v in value)
+        return tuple(_decode(v, like) for v in value)
+    if isinstance(value, dict) and value["dtype"] == "torch":
+        return xp.asarray_like(value["value"], like)
     return np.dtype(value["dtype"]).type(value["value"]) if isinstance(value, dict) else value

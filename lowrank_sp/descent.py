@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from . import xp
 from .factors import ByFactor, Factors
 from .parameterizations import BurerMonteiro
@@ -15,6 +17,9 @@ from .rules.step import Move, Place, Search
 from .spaces import FIXED
 
 __all__ = ["AlternatingLeastSquares", "Descent", "Solver", "State"]
+
+# The share of the best over-relaxation that is taken: beyond that one, rates rise fast.
+SAFE = 0.8
 
 
 class State(NamedTuple):
@@ -130,26 +135,37 @@ class AlternatingLeastSquares(Solver):
     leads ill-conditioned and sparsely sampled problems to the right solution, and vanishing with the residual
     (the idea of PrecGD's damping), so that exact data are fitted exactly.
 
+    Two blocks are over-relaxed: each moves by a little more than to its solution, which still lowers the loss, and
+    by how much follows from the rate at which sweeps get shorter. Of a rate ``q`` that leaves some ``q / 4``.
+
     Parameters
     ----------
     factor, cap, decay, floor : float
         The schedule above.
+    relaxation : float
+        Most that a block moves, relative to the way to its solution, in [1, 2); 1 for plain sweeps.
     rebalance : bool
         Equalize the Gram matrices of the two factors after every sweep (`BurerMonteiro` only).
 
     Notes
     -----
     With a positive ``floor`` the gradient norm that is recorded is the relative change of the residual in a sweep,
-    in the units of the gradient of the data.
+    in the units of the gradient of the data. Over-relaxation is for single `BurerMonteiro` points; its best amount,
+    of which eight tenths are taken, is that of :cite:`young1954sor` for two blocks.
     """
 
     factor: float = 0.3
     cap: float = 0.1
     decay: float = 0.9
     floor: float = 0.0
+    relaxation: float = 1.3
     rebalance: bool = True
     name: str = "ALS"
     form: ClassVar[None] = None
+
+    def __post_init__(self):
+        if not 1 <= self.relaxation < 2:
+            raise ValueError(f"relaxation must lie in [1, 2), got {self.relaxation}")
 
     def start(self, problem, point):
         if not point.flat:
@@ -161,15 +177,19 @@ class AlternatingLeastSquares(Solver):
             raise TypeError(f"ALS needs a sum of squares, not {type(problem).__name__}; use lr.ScaledGD()")
         residual = problem.residual(point)
         unit = point.pullback(problem.backproject(problem.data)).norm() ** 2 if self.floor else None
-        return State(point, residual, problem.loss(residual), None, (self.cap, unit))
+        return State(point, residual, problem.loss(residual), None, (self.cap, unit, 1.0, 0.0))
 
     def step(self, problem, state):
-        point, residual, (cap, unit) = state.point, state.residual, state.memory
+        point, residual, (cap, unit, relaxed, last) = state.point, state.residual, state.memory
         misfit = float(xp.to_numpy(2 * state.loss).max() / problem.scale) ** 0.5 if problem.scale else 0.0
         ridge = max(self.floor, min(self.factor * misfit, cap))
-        square = 0.0
+        relaxes = self.relaxation > 1 and isinstance(point, BurerMonteiro) and not point.batch_shape
+        square = moved = 0.0
         for i in range(len(point.names)):
             change, part = problem.sweep_block(point, i, ridge, residual)
+            if relaxes:
+                moved += _size(change, point.arrays()[1 - i])
+                change = relaxed * change
             point, square, residual = point.with_array(i, point.arrays()[i] + change), square + part, None
         if self.rebalance and isinstance(point, BurerMonteiro):
             point = point.balanced()
@@ -177,4 +197,18 @@ class AlternatingLeastSquares(Solver):
         if unit is not None:  # a ridge that stays keeps the gradient of the loss alone from vanishing
             change = residual - state.residual
             square = unit * problem.inner(change, change) / (problem.scale or 1.0)
-        return State(point, residual, problem.loss(residual), square**0.5, (cap * self.decay, unit))
+        memory = (cap * self.decay, unit, self._relaxation(relaxed, moved, last), moved)
+        return State(point, residual, problem.loss(residual), square**0.5, memory)
+
+    def _relaxation(self, relaxed: float, moved: float, last: float) -> float:
+        """How much to over-relax after sweeps whose squared lengths were ``last`` and then ``moved``."""
+        if not 0 < moved < np.inf or not last:
+            return relaxed
+        rate = min((moved / last) ** 0.5, 1.0)
+        plain = min((rate + relaxed - 1) ** 2 / (rate * relaxed**2), 1.0)  # what it would be without relaxation
+        return min(1 + SAFE * (2 / (1 + (1 - plain) ** 0.5) - 1), self.relaxation)
+
+
+def _size(change: Any, other: Any) -> float:
+    """The squared norm of the change of the matrix."""
+    return float(xp.to_numpy(xp.inner(change @ xp.gram(other), change)))

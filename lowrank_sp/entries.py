@@ -77,6 +77,9 @@ class EntryFiles:
             )
         return array
 
+    def __repr__(self) -> str:
+        return f"EntryFiles({str(self.folder)!r}): {self.count} {self.dtype} entries of a matrix {self.shape}"
+
     def pointers(self, order: int) -> np.ndarray:
         """Where the entries of every row (``order`` 0) or column (1) begin, and the last ones end."""
         indptr = self._orders[order][0]
@@ -163,8 +166,20 @@ def _pieces(chunk: Any, shape: tuple[int, int], kind: np.dtype) -> Iterator[np.n
         part = slice(low, low + ENTRIES)
         i, j = as_indices(rows[part], "rows", shape[0]), as_indices(cols[part], "cols", shape[1])
         record = np.empty(len(i), dtype=[("at", np.int32, (2,)), ("value", kind)])
-        record["at"][:, 0], record["at"][:, 1], record["value"] = i, j, as_data(values[part], "values", 1)
+        record["at"][:, 0], record["at"][:, 1], record["value"] = i, j, _real(values[part], kind)
         yield record
+
+
+def _real(values: Any, kind: np.dtype) -> np.ndarray:
+    """The values as ``kind``, which is to hold all of them."""
+    values = as_data(values, "values", 1)
+    if values.dtype.kind == "c":
+        raise TypeError(f"values must be real, got {values.dtype}; complex entries are completed in memory only")
+    with np.errstate(over="ignore"):
+        out = values.astype(kind)
+    if not np.isfinite(out).all():
+        raise ValueError(f"values up to {abs(values).max():.2g} are too large for {kind}; divide them, or take float64")
+    return out
 
 
 def _write_raw(

@@ -14,7 +14,7 @@ from .descent import AlternatingLeastSquares
 from .factors import Factors
 from .parameterizations import BurerMonteiro
 from .problems import MatrixCompletion
-from .result import Result, Status, join
+from .result import Result, Status, join, uninterrupted
 from .reweighted import MatrixIRLS
 from .solve import solve
 from .solvers import ALS
@@ -39,6 +39,8 @@ SWEEPS = 20
 WORSE = 1.2
 # A singular value is found when it is this many times the residual: a smaller one may be wrong altogether.
 RESOLVED = 100.0
+# Below this many times the residual it may be one that the rank has too much, which few entries see little of.
+OPEN = 1e5
 
 
 class Stalled:
@@ -94,7 +96,7 @@ def validated_ridge(problem: MatrixCompletion, point: BurerMonteiro, share: floa
     rest, held = split(problem, share)
     errors, points = [], []
     for ridge in RIDGES:
-        point = solve(rest, point, ALS(ridge), SWEEPS, 1e-6).point
+        point = uninterrupted(solve(rest, point, ALS(ridge), SWEEPS, 1e-6)).point
         errors.append(held_out_error(point, held))
         points.append(point)
         if errors[-1] > WORSE * min(errors):
@@ -128,6 +130,8 @@ def complete_exactly_or_robustly(
     for solver, most in ((fitting_als(problem, rank), min(FIRST, max_iter)), (MatrixIRLS(), max_iter)):
         stalled = Stalled(0.5 * problem.scale * met**2)
         stages.append(solve(problem, start, solver, most, tol, callback=stalled))
+        if stages[-1].status is Status.INTERRUPTED:
+            return join(stages, " -> ".join([*words, f"{solver.name}, interrupted"]))
         gap = misfit(problem, stages[-1].point)
         words.append(f"{solver.name} to a relative residual of {gap:.1e}")
         if gap <= met:
@@ -151,11 +155,11 @@ def _resolved(
 ) -> Result:
     """The last stage if its residual resolves all its singular values or is coarse by request; else MatrixIRLS too."""
     gap, least = misfit(problem, stages[-1].point), least_share(stages[-1].point)
-    if least > RESOLVED * gap or tol > MET or not gap:
+    if least > OPEN * gap or tol > MET or not gap:
         return join(stages, " -> ".join(words))
-    words.append(f"which leaves singular values of a relative {RESOLVED * gap:.1e} open")
+    words.append(f"which leaves singular values of a relative {OPEN * gap:.1e} open")
     # From the start: a point that meets the data otherwise than the truth does is a trap, not a start.
-    finer = solve(problem, start, MatrixIRLS(), max_iter, 0.0, callback=Stalled(0.0))
+    finer = uninterrupted(solve(problem, start, MatrixIRLS(), max_iter, 0.0, callback=Stalled(0.0)))
     after = misfit(problem, finer.point)
     words.append(f"MatrixIRLS to a relative residual of {after:.1e}")
     spent = 0.0

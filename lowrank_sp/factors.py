@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import copyreg
+from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from weakref import WeakValueDictionary
 
 from . import xp
-from .spaces import FIXED, FLAT, Space
+from .spaces import FIXED, FLAT, Space, retract_all
 
 __all__ = [
     "ByFactor",
@@ -264,8 +265,11 @@ class ByFactor(Factors):
 
     def retract(self, direction, lr, wrt=None):
         arrays, moves = list(self.arrays()), direction.arrays()
-        for i in range(len(arrays)) if wrt is None else wrt:
-            arrays[i] = self.spaces[i].retract(arrays[i], moves[i], xp.expand(lr, self.ndims[i]))
+        wrt = range(len(arrays)) if wrt is None else wrt
+        parts = ((self.spaces[i], arrays[i], moves[i], xp.expand(lr, self.ndims[i])) for i in wrt)
+        new = [space.retract(x, d, rate) for space, x, d, rate in parts] if self.flat else retract_all([*parts])
+        for i, array in zip(wrt, new, strict=True):
+            arrays[i] = array
         return type(self)(*arrays)
 
     def transport(self, new, vector):
@@ -302,12 +306,16 @@ class Gauged(ABC):
         """A random group element, in the library of the data."""
 
 
-class Configured(Factors):
+class _Form(ABCMeta):
+    """The type of forms with settings: a class made at run time has no name in a module for pickles to find."""
+
+
+class Configured(Factors, metaclass=_Form):
     """A form with settings that are not arrays, such as a grid of blocks or the support of a sparse part.
 
     The settings belong to the class: a form says which set of matrices is meant, a point says which of them.
     So whatever builds a new point from arrays keeps them, and ``shapes`` knows them. Equal settings give the
-    same class, and points can be pickled.
+    same class, and forms and points can be pickled.
     """
 
     settings: ClassVar[tuple[Any, ...]] = ()
@@ -334,13 +342,11 @@ class Configured(Factors):
         """The class without settings of its own."""
         return next(c for c in cls.__mro__ if not vars(c).get("settings"))
 
-    def __reduce__(self) -> Any:
-        form = type(self)
-        base = form._base()
-        settings = None if form is base else (form.__name__, *form.settings)
-        return _rebuild, (base, settings, self.arrays())
+
+def _made(form: type[Configured]) -> str | tuple[Any, ...]:
+    """How a pickle says which form is meant: by its name in a module, or by the call that makes it."""
+    base = form._base()
+    return form.__qualname__ if form is base else (base.configured, (form.__name__, *form.settings))
 
 
-def _rebuild(base: Any, settings: tuple[Any, ...] | None, arrays: tuple[Array, ...]) -> Any:
-    """A point of a configured form from what its pickle holds."""
-    return (base if settings is None else base.configured(*settings))(*arrays)
+copyreg.pickle(_Form, _made)

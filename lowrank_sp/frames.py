@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import xp
-from .operators import is_sparse, sparse_entries
+from .operators import is_sparse, sparse_entries, unmasked
 
 __all__ = ["as_array", "fill", "is_frame"]
 
@@ -49,9 +49,9 @@ def fill(matrix: Any, result: Any) -> Any:
     Parameters
     ----------
     matrix : array (m, n) with NaN, scipy sparse matrix, torch tensor (sparse or not), or DataFrame
-        What was given to `complete`.
+        What was given to `complete`; a masked array has its mask in place of NaN.
     result : Result or Factors
-        What `complete` returned, or its point.
+        What `complete` returned, or its point; of `robust_pca` the ``result``.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def fill(matrix: Any, result: Any) -> Any:
     Raises
     ------
     ValueError, TypeError
-        When shapes differ, or ``matrix`` is of none of these kinds.
+        When shapes differ, the result is a batch, libraries are mixed, or ``matrix`` is of none of these kinds.
 
     Examples
     --------
@@ -74,7 +74,12 @@ def fill(matrix: Any, result: Any) -> Any:
     """
     point = getattr(result, "point", result)
     if not hasattr(point, "entries"):
-        raise TypeError(f"result must be what lr.complete returned, or a point, got {type(result).__name__}")
+        raise TypeError(
+            f"result must be what lr.complete returned, or a point, got {type(result).__name__}; of a Separation give "
+            "its .result"
+        )
+    if point.batch_shape:
+        raise ValueError(f"result must be a single one, got batch axes {tuple(point.batch_shape)}")
     if tuple(np.shape(matrix)) != tuple(point.shape):
         raise ValueError(f"matrix has shape {tuple(np.shape(matrix))}, but the result has {tuple(point.shape)}")
     if is_frame(matrix):
@@ -82,13 +87,14 @@ def fill(matrix: Any, result: Any) -> Any:
     if is_sparse(matrix):
         rows, cols, values = sparse_entries(matrix)
         out = point.dense()
+        xp.namespace(values, out)
         out[rows, cols] = values
         return out
-    return _fill_array(matrix if xp.is_torch(matrix) else np.asarray(matrix), point)
+    return _fill_array(matrix if xp.is_torch(matrix) else unmasked(matrix), point)
 
 
 def _fill_array(array: Array, point: Any) -> Array:
-    unknown = xp.namespace(array).isnan(array)
+    unknown = xp.namespace(array, *point.arrays()).isnan(array)
     rows, cols = unknown.nonzero(as_tuple=True) if xp.is_torch(array) else unknown.nonzero()
     out = array.clone() if xp.is_torch(array) else array.copy()
     if len(rows):

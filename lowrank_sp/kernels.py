@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["WORK", "available", "largest", "sampled", "sweep", "threads"]
+__all__ = ["WORK", "available", "back_and_forth", "largest", "sampled", "sweep", "threads"]
 
 # Entries times rank from which a compiled loop is used. Loading numba costs about half a second once, and a
 # fresh installation compiles for a few seconds once; below this a whole solve takes less than that.
@@ -127,3 +127,13 @@ def sweep(
     scalars = kind(ridge), kind(10.0 * float(info.eps)), kind(float(info.tiny) ** 0.5)
     _parallel(compiled.sweep, (indptr, cols, data, roots, block, other, *scalars, change, gradient), _even_cuts(indptr))
     return change, gradient
+
+
+def back_and_forth(matrix: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``A x`` and ``A^T A x`` (2, N) and (2, n) for two vectors x, in one pass over a matrix A (N, n)."""
+    from . import compiled
+
+    images = np.empty((2, matrix.shape[0]), dtype=matrix.dtype)
+    cuts = np.linspace(0, matrix.shape[0], threads() + 1).astype(np.int64)
+    vectors = np.ascontiguousarray(first), np.ascontiguousarray(second)
+    return images, np.sum(_parallel(compiled.back_and_forth, (matrix, *vectors, images), cuts), axis=0)

@@ -8,6 +8,7 @@ import numpy as np
 
 from . import xp
 from .coverage import covers
+from .factors import Factors
 from .problems.base import relative_error as _relative_error
 
 __all__ = [
@@ -25,8 +26,19 @@ Array = Any
 
 
 def relative_error(point: Any, truth: Any) -> Any:
-    """``|| F(x) - truth ||_F / || truth ||_F`` for factors against factors or an array; (...)."""
-    return _relative_error(point, truth)
+    """``|| F(x) - truth ||_F / || truth ||_F`` for factors or an array (..., m, n) against factors or an array; (...).
+
+    Of two arrays the last two axes are the matrix; tensors are given as factors.
+
+    >>> float(relative_error(1.5 * np.eye(2), np.eye(2)))
+    0.5
+    """
+    if isinstance(point, Factors):
+        return _relative_error(point, truth)
+    truth = truth.dense() if isinstance(truth, Factors) else truth
+    xp.namespace(point, truth)
+    gap = point - truth
+    return (xp.inner(gap, gap) / xp.inner(truth, truth)) ** 0.5
 
 
 def _singular_values(matrix: Any) -> Array:
@@ -38,31 +50,38 @@ def _singular_values(matrix: Any) -> Array:
     return xp.namespace(matrix).linalg.svd(matrix, full_matrices=False)[1]
 
 
+def _relative(values: Array) -> Array:
+    """Singular values over the largest one, and zeros for a zero matrix."""
+    top = values[..., :1]
+    return values / (top + (top == 0))
+
+
 @covers("T10", "D13")
 def stable_rank(matrix: Any) -> Any:
-    """``||W||_F^2 / ||W||_2^2`` of an array (..., m, n) or a point; between 1 and the rank.
+    """``||W||_F^2 / ||W||_2^2`` of an array (..., m, n) or a point; between 1 and the rank, and 0 for a zero matrix.
 
     The footnote of :cite:`survey2026sp` prints the inverse.
 
     >>> float(stable_rank(np.eye(4)))
     4.0
     """
-    s = _singular_values(matrix)
-    return (s**2).sum(-1) / s[..., 0] ** 2
+    s = _relative(_singular_values(matrix))
+    return (s**2).sum(-1)
 
 
 @covers("T13")
 def effective_rank(matrix: Any) -> Any:
-    """``exp`` of the entropy of the normalized singular values: k for k equal values, 1 for rank one.
+    """``exp`` of the entropy of the normalized singular values: k for k equal values, 1 for rank one, 0 for zero.
 
     >>> round(float(effective_rank(np.eye(3))), 12)
     3.0
     """
-    s = _singular_values(matrix)
-    p = s / s.sum(-1)[..., None]
+    s = _relative(_singular_values(matrix))
+    total = s.sum(-1)
+    p = s / (total + (total == 0))[..., None]
     backend = xp.namespace(p)
     safe = backend.where(p > 0, p, backend.ones_like(p))
-    return backend.exp(-(p * backend.log(safe)).sum(-1))
+    return backend.exp(-(p * backend.log(safe)).sum(-1)) * (total > 0)
 
 
 def principal_angles(a: Array, b: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import xp
 
-__all__ = ["ImplicitMatrix", "SampledMatrix", "as_linear_operator", "is_sparse", "sparse_entries"]
+__all__ = ["ImplicitMatrix", "SampledMatrix", "as_linear_operator", "is_sparse", "sparse_entries", "unmasked"]
 
 Array = Any
 
@@ -16,6 +16,17 @@ Array = Any
 def is_sparse(matrix: Any) -> bool:
     """Whether it is a scipy sparse matrix or array, or a sparse torch tensor."""
     return hasattr(matrix, "tocoo") or (xp.is_torch(matrix) and str(matrix.layout) != "torch.strided")
+
+
+def unmasked(array: Any) -> np.ndarray:
+    """A NumPy array of anything, with NaN where a masked array masks.
+
+    >>> unmasked(np.ma.array([1.0, 2.0], mask=[False, True])).tolist()
+    [1.0, nan]
+    """
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        return np.ma.filled(array.astype(array.dtype if array.dtype.kind in "fc" else float), np.nan)
+    return np.asarray(array)
 
 
 def sparse_entries(matrix: Any) -> tuple[Array, Array, Array]:

@@ -12,7 +12,7 @@ from .inits.sketch import truncated_svd
 from .parameterizations import BurerMonteiro
 from .problems import MatrixCompletion, MatrixFactorization, MatrixSensing
 from .problems.checks import check_rank
-from .result import Result
+from .result import uninterrupted
 from .solve import solve
 from .solvers import ALS, PrecGD
 
@@ -53,6 +53,13 @@ def given(rank: Any, problem: Any) -> tuple[int, str]:
     return rank, f"rank {rank} as given"
 
 
+def _check_single(problem: Any, ndim: int) -> None:
+    """Refuse batches, whose members may have different ranks; ``ndim`` is that of the data of one."""
+    shape = tuple(problem.data.shape)
+    if len(shape) > ndim:
+        raise ValueError(f'rank="auto" takes one matrix, got data of shape {shape}; give the rank as an integer')
+
+
 def rank_by_gap(values: Any) -> int:
     """The k with the largest ratio of singular values number k and k + 1, both raised to rounding level.
 
@@ -84,6 +91,7 @@ def rank_by_noise_edge(values: Any, shape: tuple[int, int]) -> int:
 
 def rank_of_matrix(problem: MatrixFactorization) -> tuple[int, str]:
     """From the whole spectrum where the target is an array, else from the widest gap among the leading values."""
+    _check_single(problem, 2)
     if isinstance(problem.data, np.ndarray) or xp.is_torch(problem.data):
         s = xp.to_numpy(xp.namespace(problem.data).linalg.svd(problem.data, full_matrices=False)[1])
         rank = rank_by_noise_edge(s, problem.shape)
@@ -98,16 +106,20 @@ def rank_of_sensing(problem: MatrixSensing) -> tuple[int, str]:
     """From the widest gap in the spectrum of an over-parameterized fit, damped by the loss (`PrecGD`).
 
     The fit has as many columns as half of the measurements determine. Its damping keeps the spare columns from
-    slowing it, and leaves their singular values at the level of the misfit. Source: :cite:`zhang2021precgd`.
+    slowing it, and leaves their singular values at the level of the misfit, which ends the spectrum: where no column is
+    spare, the gap is there. Source: :cite:`zhang2021precgd`.
     """
+    _check_single(problem, 1)
     m, n = problem.shape
     count = problem.data.shape[-1]
     width = max(2, min(m, n, MOST, int(count / (2 * (m + n)))))
     width = min(width, m, n)
     start = inits.spectral(problem, BurerMonteiro, width)
-    fit = solve(problem, start, PrecGD(), WIDE, 1e-10).point
-    s = xp.to_numpy(xp.namespace(fit.left).linalg.svd(fit.balanced().left, full_matrices=False)[1]) ** 2
-    rank = rank_by_gap(s)
+    result = uninterrupted(solve(problem, start, PrecGD(), WIDE, 1e-10))
+    left = result.point.balanced().left
+    s = xp.to_numpy(xp.namespace(left).linalg.svd(left, full_matrices=False)[1]).astype(float) ** 2
+    misfit = (2 * float(result.fun) / (problem.scale or 1.0)) ** 0.5 * float(np.linalg.norm(s))
+    rank = rank_by_gap([*s, min(misfit, s[-1])])
     return rank, f"rank {rank} from the widest gap of a fit of rank {width} by PrecGD"
 
 
@@ -160,5 +172,4 @@ def _widened(problem: MatrixCompletion, point: BurerMonteiro | None) -> BurerMon
 
 
 def _fit(problem: MatrixCompletion, start: BurerMonteiro) -> BurerMonteiro:
-    result: Result = solve(problem, start, ALS(), 60, 1e-8, callback=Stalled(0.5 * problem.scale * KNOWN**2))
-    return result.point
+    return uninterrupted(solve(problem, start, ALS(), 60, 1e-8, callback=Stalled(0.5 * problem.scale * KNOWN**2))).point

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 from time import perf_counter
 from typing import Any
 
@@ -13,10 +14,10 @@ from .coverage import covers
 from .escalate import complete_exactly_or_robustly
 from .parameterizations import BurerMonteiro, Hadamard, SymmetricBurerMonteiro
 from .problems import MatrixCompletion, MatrixFactorization, MatrixSensing, QuadraticEnsemble
-from .problems.checks import as_data
+from .problems.checks import as_data, check_limits, freedom, warn_underdetermined
 from .problems.tomography import PauliEnsemble, normalized
 from .ranks import given, is_auto, rank_of_completion, rank_of_matrix, rank_of_sensing
-from .result import Result, explained, join
+from .result import Result, explained, join, uninterrupted
 from .solve import solve
 from .solvers import AltScaledGD, ScaledCG
 
@@ -38,6 +39,7 @@ def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e
     >>> result.success
     True
     """
+    check_limits(max_iter, tol)
     problem = MatrixFactorization(target)
     rank, why = rank_of_matrix(problem) if is_auto(rank) else given(rank, problem)
     start = inits.spectral(problem, BurerMonteiro, rank, seed=seed)
@@ -88,6 +90,7 @@ def hadamard_decomposition(
     """
     if isinstance(starts, (bool, str)) or int(starts) != starts or starts < 1:
         raise ValueError(f"starts must be an integer of at least 1, got {starts!r}")
+    check_limits(max_iter, tol)
     problem = MatrixFactorization(target)
     if problem.implicit or problem.data.ndim != 2:
         kind = f"{type(target).__name__} of shape {tuple(target.shape)}"
@@ -111,7 +114,7 @@ def _best_of_starts(
     while tried < starts and not met:
         batch = min(TOGETHER, starts - tried)
         start = inits.gaussian(problem, Hadamard, rank, scale, rng, batch)
-        found = solve(problem, start, ScaledCG(), TRIAL, tol)
+        found = uninterrupted(solve(problem, start, ScaledCG(), TRIAL, tol))
         losses = xp.to_numpy(found.fun)
         k = int(np.argmin(losses))
         if losses[k] < least or best is None:
@@ -132,10 +135,13 @@ def sense(
     """A low-rank matrix from linear measurements ``y_i = <M_i, W>``; arguments as `MatrixSensing`.
 
     Conjugate gradients in the metric of ScaledGD from a spectral start. ``rank="auto"`` takes the widest gap in the
-    spectrum of an over-parameterized fit.
+    spectrum of an over-parameterized fit. Fewer measurements than degrees of freedom, ``rank (m + n - rank)``, are a
+    warning.
     """
+    check_limits(max_iter, tol)
     problem = MatrixSensing(operator, measurements, shape)
     rank, why = rank_of_sensing(problem) if is_auto(rank) else given(rank, problem)
+    warn_underdetermined(problem.data.shape[-1], freedom(problem.shape, rank))
     start = inits.spectral(problem, BurerMonteiro, rank)
     return explained(solve(problem, start, ScaledCG(), max_iter, tol), why, "BurerMonteiro, spectral start -> ScaledCG")
 
@@ -172,8 +178,9 @@ def complete(matrix: Any, rank: int | str, max_iter: int = 500, tol: float = 1e-
     >>> round(float(complete(matrix, rank=1).point.dense()[1, 1]), 8)
     8.0
     """
+    check_limits(max_iter, tol)
     problem = MatrixCompletion.of(matrix)
-    if not 0 <= validation <= 0.5:
+    if not (isinstance(validation, Real) and 0 <= validation <= 0.5):
         raise ValueError(f"validation must lie in [0, 0.5], got {validation!r}")
     rank, why = rank_of_completion(problem, validation or 0.1) if is_auto(rank) else given(rank, problem)
     return explained(complete_exactly_or_robustly(problem, rank, max_iter, tol, validation), why)
@@ -201,6 +208,7 @@ def phase_retrieval(vectors: Any, intensities: Any, rank: int = 1, max_iter: int
     >>> bool(np.allclose(abs(found), abs(signal)))
     True
     """
+    check_limits(max_iter, tol)
     operator = QuadraticEnsemble(vectors)
     problem = MatrixSensing(operator, intensities, operator.shape)
     start = inits.spectral(problem, SymmetricBurerMonteiro, rank)
@@ -235,6 +243,7 @@ def tomography(
     >>> result.point.dense().real.round(6).tolist()  # a Bell state
     [[0.5, 0.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.5]]
     """
+    check_limits(max_iter, tol)
     values = as_data(expectations, "expectations", 1)
     operator = PauliEnsemble(strings, weights, values)
     if tuple(values.shape) != (operator.count,):

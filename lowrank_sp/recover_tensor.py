@@ -12,7 +12,7 @@ from .descent import AlternatingLeastSquares
 from .escalate import Stalled
 from .parameterizations import CP, TensorFactors, Tucker
 from .problems import RobustTensorPCA, TensorCompletion, TensorFactorization, TensorSensing
-from .result import Result
+from .result import Result, explained, uninterrupted
 from .solve import solve
 from .solvers import AltScaledGD, ScaledCG
 
@@ -48,7 +48,9 @@ def factorize_tensor(tensor: Any, rank: Any, form: Any = Tucker, max_iter: int =
     (True, (2, 3, 4))
     """
     problem = TensorFactorization(tensor)
-    return solve(problem, inits.spectral(problem, form, rank), AltScaledGD(), max_iter, tol)
+    _by_tucker(form, rank, problem.shape)
+    result = solve(problem, inits.spectral(problem, form, rank), AltScaledGD(), max_iter, tol)
+    return explained(result, _given(form, rank), "truncated decomposition -> AltScaledGD")
 
 
 def sense_tensor(
@@ -61,22 +63,23 @@ def sense_tensor(
     tol: float = 1e-10,
 ) -> Result:
     """A low-rank tensor from linear measurements; arguments as for `TensorSensing` and `complete_tensor`."""
-    return _recovered(TensorSensing(operator, measurements, shape), rank, form, max_iter, tol)
+    problem = TensorSensing(operator, measurements, shape)
+    return explained(_recovered(problem, rank, form, max_iter, tol), _given(form, rank))
 
 
 def complete_tensor(tensor: Any, rank: Any, form: Any = Tucker, max_iter: int = 1000, tol: float = 1e-10) -> Result:
-    """Fill in a tensor: an array with NaN for unknown entries, or a `TensorCompletion`.
+    """Fill in a tensor: an array with NaN for unknown entries, a sparse torch tensor, or a `TensorCompletion`.
 
     The best of conjugate gradients in the metric of scaled gradient descent, alternating least squares and
     alternating scaled gradient descent, from a spectral start. A `CP` tensor is found by the conjugate gradients
     alone, one component after the other, each from the spectral start of what is left; where a completion as a
     `Tucker` tensor leaves much less than that, also from the components of it, and the lower loss wins.
-    ``result.solver`` says which it was.
+    ``result.choice`` says what was tried and which it was.
 
     Parameters
     ----------
-    tensor : array (n_1, ..., n_d) or TensorCompletion
-        NumPy or torch; what tensorly calls a tensor.
+    tensor : array (n_1, ..., n_d), sparse torch tensor or TensorCompletion
+        NumPy or torch; what tensorly calls a tensor. Of a sparse tensor the stored entries are the known ones.
     rank : int or tuple of int
         The size of the form.
     form : type
@@ -93,8 +96,8 @@ def complete_tensor(tensor: Any, rank: Any, form: Any = Tucker, max_iter: int = 
     >>> round(float(complete_tensor(tensor, rank=1).point.dense()[1, 2, 3]), 6)
     1.0
     """
-    problem = tensor if isinstance(tensor, TensorCompletion) else TensorCompletion.from_array(tensor)
-    return _recovered(problem, rank, form, max_iter, tol)
+    problem = TensorCompletion.of(tensor)
+    return explained(_recovered(problem, rank, form, max_iter, tol), _given(form, rank))
 
 
 class TensorSeparation(NamedTuple):
@@ -138,16 +141,18 @@ def robust_tensor_pca(
     problem = RobustTensorPCA(tensor, 0.2 if outliers is None else outliers)
     through = Tucker if _by_tucker(form, rank, problem.shape) else form
     start = inits.spectral(problem, through, rank)
-    point = solve(problem, start, AltScaledGD(), max_iter, max(tol, 1e-6)).point
+    point = uninterrupted(solve(problem, start, AltScaledGD(), max_iter, max(tol, 1e-6))).point
     if outliers is None:
         share = _largest_share(_stands_out(problem.data, point))
         problem = RobustTensorPCA(problem.data, min(max(share, 1e-3), 0.4))
-        point = solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6)).point
+        point = uninterrupted(solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6))).point
     clean = ~_stands_out(problem.data, point)
     where = clean.nonzero(as_tuple=True) if xp.is_torch(clean) else clean.nonzero()
     rest = TensorCompletion(where, problem.data[clean], problem.shape)
     start = _components(point, form, rank) if through is not form else point
     result = solve(rest, start, ScaledCG(), max_iter, tol)
+    chain = f"AltScaledGD with at most {problem.outliers:.2g} outliers per fiber -> ScaledCG on the rest"
+    result = explained(result, _given(form, rank), chain)
     return TensorSeparation(result, (problem.data - result.point.dense()) * ~clean)
 
 
@@ -162,10 +167,11 @@ def _recovered(problem: Any, rank: Any, form: Any, max_iter: int, tol: float) ->
     if not by_tucker:
         return min(grown, _best(problem, inits.spectral(problem, form, rank), max_iter, tol), key=_loss)
     start = inits.spectral(problem, Tucker, rank)
-    wide = solve(problem, start, ScaledCG(), max_iter, max(tol, 1e-8), callback=Stalled(0.0))
+    wide = uninterrupted(solve(problem, start, ScaledCG(), max_iter, max(tol, 1e-8), callback=Stalled(0.0)))
     if wide.fun > BETTER * _expected(problem, grown, form, rank):
         return grown
-    return min(grown, solve(problem, _components(wide.point, form, rank), ScaledCG(), max_iter, tol), key=_loss)
+    result = uninterrupted(solve(problem, _components(wide.point, form, rank), ScaledCG(), max_iter, tol))
+    return min(grown, explained(result, "components of a Tucker tensor found by ScaledCG -> ScaledCG"), key=_loss)
 
 
 def _expected(problem: Any, grown: Result, form: Any, rank: int) -> float:
@@ -183,14 +189,14 @@ def _grown(problem: Any, form: Any, rank: int, max_iter: int, tol: float) -> Res
     The error of sampling a strong component hides weak ones from the spectral start at full rank; once the strong
     one is fitted it is gone.
     """
-    result = solve(problem, inits.spectral(problem, form, 1), ScaledCG(), max_iter, tol)
+    result = uninterrupted(solve(problem, inits.spectral(problem, form, 1), ScaledCG(), max_iter, tol))
     for _ in range(1, rank):
         point = result.point.balanced()
         term = inits.spectral(_rest(problem, point), form, 1).balanced()
         pairs = zip(point.arrays(), term.arrays(), strict=True)
         wider = type(point)(*[xp.namespace(*pair).concatenate(pair, -1) for pair in pairs])
-        result = solve(problem, wider, ScaledCG(), max_iter, tol)
-    return result
+        result = uninterrupted(solve(problem, wider, ScaledCG(), max_iter, tol))
+    return explained(result, "one component after the other, each from the spectral start of what is left, by ScaledCG")
 
 
 def _rest(problem: Any, point: Any) -> Any:
@@ -214,18 +220,28 @@ def _best(problem: Any, start: Any, max_iter: int, tol: float) -> Result:
     """
     found: list[Result] = []
     for solver in (ScaledCG(), AlternatingLeastSquares(decay=0.85), AltScaledGD()):
-        result = solve(problem, start, solver, max_iter, tol)
+        result = uninterrupted(solve(problem, start, solver, max_iter, tol))
         near = [old for old in found if abs(old.fun - result.fun) <= AGREE * min(old.fun, result.fun)]
         found.append(result)
         if near or result.fun <= EXACT * problem.scale:
             break
-    return min(found, key=_loss)
+    best = min(found, key=_loss)
+    tried = ", ".join(f"{result.solver.name} with loss {result.fun:.2g}" for result in found)
+    return explained(best, f"spectral start -> {f'the best of {tried}' if len(found) > 1 else best.solver.name}")
+
+
+def _given(form: Any, rank: Any) -> str:
+    return f"{form.__name__} of rank {rank} as given"
 
 
 def _by_tucker(form: Any, rank: Any, shape: tuple[int, ...]) -> bool:
     """Whether a CP tensor can be found from its Tucker form: diagonalization needs two modes of the rank."""
     if not (isinstance(form, type) and issubclass(form, TensorFactors)):
         raise TypeError(f"form must be a tensor form such as lr.Tucker, got {form!r}")
+    if isinstance(rank, str):
+        raise ValueError(
+            f'rank of a tensor must be an integer or a tuple of them, got {rank!r}; "auto" is for matrices'
+        )
     form.shapes(shape, rank)
     return issubclass(form, CP) and rank <= sorted(shape)[-2]
 

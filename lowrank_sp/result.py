@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Result", "Status", "explained", "join"]
+from . import xp
+
+__all__ = ["Result", "Status", "explained", "join", "uninterrupted"]
 
 
 class Status(StrEnum):
@@ -71,6 +73,21 @@ class Result:
     converged: Any = None
     choice: str = ""
 
+    def __repr__(self) -> str:
+        """Line by line as scipy's results, with the shapes of arrays in place of their numbers."""
+        parts = zip(self.point.names, self.point.arrays(), strict=True)
+        facts = {
+            "message": self.message,
+            "success": self.success,
+            "point": f"{type(self.point).__name__}: {', '.join(f'{name} {tuple(a.shape)}' for name, a in parts)}",
+            "fun": np.array2string(xp.to_numpy(self.fun), precision=4, threshold=8),
+            "nit": self.nit,
+            "solver": self.solver.name,
+            "choice": self.choice,
+            "history": ", ".join(self.history),
+        }
+        return "\n".join(f"{key:>7}: {value}" for key, value in facts.items() if value != "")
+
     @property
     def success(self) -> bool:
         return self.status.success
@@ -111,3 +128,16 @@ def join(stages: list[Result], choice: str, seconds: float = 0.0) -> Result:
 def explained(result: Result, *words: str) -> Result:
     """The result with what was chosen before it."""
     return join([result], "; ".join([*words, *[result.choice] * bool(result.choice)]))
+
+
+def uninterrupted(result: Result) -> Result:
+    """The result of an inner solve, unless that was interrupted: then the work around it stops too.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        When the user has interrupted the solve, which `lowrank_sp.solve` itself reports by its status.
+    """
+    if result.status is Status.INTERRUPTED:
+        raise KeyboardInterrupt
+    return result

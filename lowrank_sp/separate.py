@@ -13,9 +13,10 @@ from .baselines.common import frobenius
 from .operators import is_sparse
 from .parameterizations import SVD, BurerMonteiro
 from .problems import MatrixCompletion, MatrixSensing, RobustCompletion, RobustPCA, RobustSensing
+from .problems.checks import check_limits, freedom, warn_underdetermined
 from .problems.ensembles import MaskedEnsemble
 from .ranks import given, is_auto, rank_by_gap, rank_of_completion
-from .result import Result, explained, join
+from .result import Result, Status, explained, join, uninterrupted
 from .solve import solve
 from .solvers import ALS, AltScaledGD, ScaledCG, ScaledGD
 
@@ -26,10 +27,13 @@ __all__ = ["Separation", "robust_pca", "robust_sense", "separate_measurements"]
 DEVIATIONS, RELATIVE = 5.0, 1e-3
 # Where the first step fails much stands out. What is trimmed must leave so many known entries per degree of freedom.
 LEFT = 2.5
-# Times that outliers are named anew.
+# Times that outliers of entries are named anew.
 ROUNDS = 5
 # Wrong measurements stand out once the median residual is this share of the median measurement; how often to look.
-SEEN, LOOK = 0.02, 5
+# The first is for large ones alone.
+SEEN, LOOK = (0.2, 0.02), 5
+# Iterations between two looks at which measurements are wrong, once those stand out, and how many looks.
+BRIEF, LOOKS = 5, 10
 # Singular values of the pursuit that looks for the rank of stored entries.
 WIDE = 30
 
@@ -50,11 +54,12 @@ def robust_pca(
 
     Three steps: principal component pursuit with few singular values for a start, alternating scaled gradient
     descent on the trimmed loss of `RobustPCA`, and least squares on the entries that are no outliers. From sparse
-    containers all of it, with `RobustCompletion`, costs time and memory in proportion to the stored entries.
+    containers, and from a `MatrixCompletion`, all of it, with `RobustCompletion`, costs time and memory in proportion
+    to the known entries.
 
     Parameters
     ----------
-    matrix : array (m, n), scipy sparse matrix, torch sparse tensor or DataFrame
+    matrix : array (m, n), scipy sparse matrix, torch sparse tensor, DataFrame or MatrixCompletion
         NaN marks unknown entries, and in sparse containers the stored entries, zeros included, are the known ones, as
         for `complete`; outliers are then separated and the rest is filled in.
     rank : int or "auto"
@@ -75,22 +80,30 @@ def robust_pca(
     >>> np.argwhere(sparse).tolist()
     [[3, 5]]
     """
+    check_limits(max_iter, tol)
     share = 0.1 if outliers is None else outliers
-    problem = RobustCompletion.from_sparse(matrix, share) if is_sparse(matrix) else RobustPCA(matrix, share)
+    problem = _stated(matrix, share)
     if problem.data.ndim != problem.data_ndim:
         raise ValueError(f"matrix must have two axes, got shape {tuple(problem.data.shape)}")
     rank, why = _rank_with_outliers(problem) if is_auto(rank) else given(rank, problem)
     first = inits.spectral(problem, BurerMonteiro, rank)
-    wide = solve(problem, first, PCP(rank=rank + 10), 80, 1e-4).point.to(SVD)
+    wide = uninterrupted(solve(problem, first, PCP(rank=rank + 10), 80, 1e-4)).point.to(SVD)
     point = SVD(*(a[..., :rank] for a in wide.arrays())).to(BurerMonteiro)
     if outliers is None:
         share = min(problem.largest_share(_stands_out(problem, point)), _most_to_trim(problem, rank))
         problem = problem.trimming(max(share, 1e-3))
-    point = solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6)).point
+    point = uninterrupted(solve(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6))).point
     result, outside = _refitted(problem, point, max_iter, tol)
     chain = f"PCP -> AltScaledGD with at most {problem.outliers:.2g} outliers per row and column -> ALS on the rest"
     sparse = problem.as_sparse(problem.leftover(result.point) * outside)
     return Separation(explained(result, why, chain), sparse)
+
+
+def _stated(matrix: Any, share: float) -> RobustPCA | RobustCompletion:
+    """The problem that a container states: of its known entries alone where it lists them."""
+    if isinstance(matrix, MatrixCompletion):
+        return RobustCompletion.from_completion(matrix, share)
+    return RobustCompletion.from_sparse(matrix, share) if is_sparse(matrix) else RobustPCA(matrix, share)
 
 
 def robust_sense(
@@ -106,6 +119,7 @@ def robust_sense(
 
     Scaled subgradients of the sum of absolute values, only until the wrong measurements stand out of the residual;
     then conjugate gradients in the metric of ScaledGD on the squares of the others, until those stay the same.
+    Fewer measurements without the ``outliers`` than degrees of freedom, ``rank (m + n - rank)``, are a warning.
 
     Returns
     -------
@@ -120,33 +134,58 @@ def robust_sense(
     >>> bool(np.allclose(result.point.dense(), truth))
     True
     """
+    check_limits(max_iter, tol)
     problem = RobustSensing(operator, measurements, shape, outliers)
     if problem.data.ndim != 1:
         raise ValueError(f"measurements must have one axis, got shape {tuple(problem.data.shape)}")
     rank, why = given(rank, problem)
+    right = round((1 - outliers) * problem.data.shape[0])
+    warn_underdetermined(right, freedom(problem.shape, rank), "measurements that are no outliers")
     result, wrong = separate_measurements(problem, rank, max_iter, tol)
     chain = "BurerMonteiro, truncated spectral start -> ScaledGD of absolute values -> ScaledCG of the rest"
     return Separation(explained(result, why, chain), -problem.residual(result.point) * wrong)
 
 
 def separate_measurements(problem: RobustSensing, rank: int, max_iter: int, tol: float) -> tuple[Result, Any]:
-    """The solve behind `robust_sense`, and which measurements (N,) it takes for wrong."""
-    unit = _median(problem.data)
+    """The solve behind `robust_sense`, and which measurements (N,) it takes for wrong.
 
-    def seen(iteration: int, point: Any, loss: float) -> bool:
-        return iteration % LOOK == 0 and _median(problem.residual(point)) < SEEN * unit
+    Large wrong measurements stand out early. Where the fit without those is still poor, there are small ones, and
+    subgradients go on.
+    """
+    unit, stages, wrong = _median(problem.data), [], None
+    point = inits.spectral(problem, BurerMonteiro, rank)
+    for share in SEEN:
 
-    start = inits.spectral(problem, BurerMonteiro, rank)
-    stages = [solve(problem, start, ScaledGD(), max_iter, tol, callback=seen)]
-    wrong = _large(problem, stages[0].point, unit)
-    for _ in range(ROUNDS):
-        rest = MaskedEnsemble(problem.operator, ~wrong)
-        squares = MatrixSensing(rest, problem.data * ~wrong, problem.shape, problem.truth)
-        stages.append(solve(squares, stages[-1].point, ScaledCG(), max_iter, tol))
-        before, wrong = wrong, _large(problem, stages[-1].point, unit)
-        if bool((wrong == before).all()):
+        def seen(iteration: int, point: Any, loss: float, share: float = share) -> bool:
+            return iteration % LOOK == 0 and _median(problem.residual(point)) < share * unit
+
+        stages.append(uninterrupted(solve(problem, point, ScaledGD(), max_iter, tol, callback=seen)))
+        point = stages[-1].point
+        fitted, wrong = _without_wrong(problem, point, unit, max_iter, tol)
+        stages += fitted
+        met = _median(problem.residual(stages[-1].point)) < SEEN[-1] * unit
+        if met or stages[-1].status is Status.INTERRUPTED:
             break
     return join(stages, ""), wrong
+
+
+def _without_wrong(
+    problem: RobustSensing, point: Any, unit: float, max_iter: int, tol: float
+) -> tuple[list[Result], Any]:
+    """Least squares without the measurements that stand out, until those stay the same."""
+    wrong, most, stages = _large(problem, point, unit), min(BRIEF, max_iter), []
+    for last in [False] * (LOOKS - 1) + [True]:
+        rest = MaskedEnsemble(problem.operator, ~wrong)
+        squares = MatrixSensing(rest, problem.data * ~wrong, problem.shape, problem.truth)
+        # Until the names stay the same, solutions are not worth their accuracy.
+        stages.append(solve(squares, point, ScaledCG(), max_iter if last else most, tol))
+        point, before = stages[-1].point, wrong
+        wrong = _large(problem, point, unit)
+        same = bool((wrong == before).all())
+        if stages[-1].status is Status.INTERRUPTED or (same and (stages[-1].success or most == max_iter)):
+            break
+        most = max_iter if same else most
+    return stages, wrong
 
 
 def _large(problem: RobustSensing, point: Any, unit: float) -> Any:
@@ -166,7 +205,7 @@ def _refitted(problem: RobustPCA | RobustCompletion, point: Any, max_iter: int, 
         stages.append(solve(_without(problem, outside), point, ALS(ridge=0.0), max_iter, tol))
         before, point = outside, stages[-1].point
         outside = _stands_out(problem, point)
-        if bool((outside == before).all()):
+        if bool((outside == before).all()) or stages[-1].status is Status.INTERRUPTED:
             break
     return join(stages, ""), outside
 
@@ -180,13 +219,14 @@ def _without(problem: RobustPCA | RobustCompletion, mask: Any) -> MatrixCompleti
 def _rank_with_outliers(problem: RobustPCA | RobustCompletion) -> tuple[int, str]:
     """By the spectrum of the matrix whose outliers are replaced by what pursuit puts there, or by held-out entries."""
     if isinstance(problem, RobustPCA):
-        low = solve(problem, inits.spectral(problem, BurerMonteiro, 1), PCP(), 300, 1e-6).point
+        low = uninterrupted(solve(problem, inits.spectral(problem, BurerMonteiro, 1), PCP(), 300, 1e-6)).point
         wrong = _stands_out(problem, low)
         unusable = wrong if problem.known is None else wrong | ~problem.known
         clean = problem.data * ~unusable + low.dense() * unusable
         rank = rank_by_gap(xp.to_numpy(xp.namespace(clean).linalg.svd(clean)[1]))
         return rank, f"rank {rank} from the widest gap of the spectrum, outliers cut out by PCP"
-    low = solve(problem, inits.spectral(problem, BurerMonteiro, 1), PCP(rank=min(WIDE, *problem.shape)), 80, 1e-4).point
+    pursuit = PCP(rank=min(WIDE, *problem.shape))
+    low = uninterrupted(solve(problem, inits.spectral(problem, BurerMonteiro, 1), pursuit, 80, 1e-4)).point
     rank, why = rank_of_completion(_without(problem, _stands_out(problem, low)), 0.1)
     return rank, f"{why}, outliers cut out by PCP"
 

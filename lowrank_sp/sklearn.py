@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .parameterizations import BurerMonteiro
 from .problems import MatrixCompletion
+from .result import uninterrupted
 from .solve import solve
 from .solvers import ALS
 
@@ -170,10 +171,12 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         total = np.where(known, X, 0)
         some = np.maximum(counts, 1)
         self.mean_ = (total.sum(0) / some * self.center).astype(X.dtype)
-        square = (np.where(known, X - self.mean_, 0) ** 2).sum(0) / some
+        gap = np.where(known, X - self.mean_, 0)
+        size = abs(gap).max(0)  # relative to it, so that no square leaves the range of the type
+        deviation = size * ((gap / np.where(size > 0, size, 1)) ** 2).sum(0) ** 0.5 / some**0.5
         # Columns whose spread is rounding of their mean count as constant.
-        spread = square > (10 * np.finfo(X.dtype).eps * abs(self.mean_)) ** 2
-        self.scale_ = (np.where(spread & (square > 0) & self.scale, square, 1) ** 0.5).astype(X.dtype)
+        spread = deviation > 10 * np.finfo(X.dtype).eps * abs(self.mean_)
+        self.scale_ = np.where(spread & self.scale, deviation, 1).astype(X.dtype)
 
     def _right_factor(self, Z: Any, known: Any, rank: int, ridge: float, rng: Any) -> tuple[np.ndarray, int]:
         """Y (n_features, rank), with orthogonal columns, of the completed standardized table."""
@@ -185,7 +188,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if problem.scale == 0:
             return np.zeros((Z.shape[1], rank), Z.dtype), 1
         start = BurerMonteiro(*(0.1 * rng.standard_normal((k, rank)).astype(Z.dtype) for k in Z.shape))
-        result = solve(problem, start, ALS(ridge or "auto"), self.max_iter, self.tol)
+        result = uninterrupted(solve(problem, start, ALS(ridge or "auto"), self.max_iter, self.tol))
         return result.point.right, result.nit
 
     def _predict(self, Z: np.ndarray, known: np.ndarray, right: np.ndarray, ridge: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from .descent import Solver, State
 from .factors import Factors
 from .parameterizations import BurerMonteiro
 from .problems.base import LeastSquares
+from .problems.checks import check_limits
 from .result import Result, Status
 
 __all__ = ["solve"]
@@ -71,7 +72,7 @@ def solve(
         checkpoint is damaged or that of another solve.
     """
     _check(problem, start, solver, max_iter, tol)
-    form = type(start)
+    max_iter, form = int(max_iter), type(start)
     run = _Run(problem, tol)
     point = start.to(solver.form) if solver.form is not None and isinstance(start, BurerMonteiro) else start
     bar = _progress_bar(max_iter, solver, progress)
@@ -224,10 +225,7 @@ def _check(problem: Any, start: Any, solver: Any, max_iter: Any, tol: Any) -> No
         )
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a solver such as lr.ScaledGD(), got {solver!r}")
-    if isinstance(max_iter, bool) or int(max_iter) != max_iter or max_iter < 0:
-        raise ValueError(f"max_iter must be an integer that is not negative, got {max_iter!r}")
-    if not (tol >= 0 and np.isfinite(tol)):
-        raise ValueError(f"tol must be a finite number that is not negative, got {tol!r}")
+    check_limits(max_iter, tol)
     if tuple(start.shape) != tuple(problem.shape):
         raise ValueError(f"start has shape {tuple(start.shape)}, but the problem has shape {tuple(problem.shape)}")
     xp.namespace(problem.like(), *start.arrays())

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 from . import xp
 
-__all__ = ["FIXED", "FLAT", "SPACES", "STIEFEL", "STIEFEL_QR", "Fixed", "Flat", "Space", "Stiefel", "StiefelQR"]
+__all__ = [
+    "FIXED",
+    "FLAT",
+    "SPACES",
+    "STIEFEL",
+    "STIEFEL_QR",
+    "Fixed",
+    "Flat",
+    "Space",
+    "Stiefel",
+    "StiefelQR",
+    "retract_all",
+]
 
 Array = Any
 
@@ -48,7 +62,7 @@ class Flat(Space):
         return g
 
     def retract(self, x, direction, lr):
-        return x - lr * direction
+        return xp.descend(x, direction, lr)
 
     def random(self, rng, shape):
         return rng.standard_normal(shape)
@@ -73,9 +87,35 @@ class Fixed(Space):
         return rng.standard_normal(shape)
 
 
-def _sym_part(x: Array, g: Array) -> Array:
+def _add_normal(base: Array, x: Array, g: Array, factor: Any) -> Array:
+    """``base + factor x sym(x^H g)``: what sticks out of the tangent space at an orthonormal ``x``."""
     xg = xp.cross(x, g)
-    return (xg + xp.adjoint(xg)) / 2
+    return xp.add_times(base, x, xg + xp.adjoint(xg), factor * 0.5)
+
+
+def _step(x: Array, direction: Array, lr: Any) -> Array:
+    """``x - lr project(x, direction)``."""
+    return _add_normal(xp.descend(x, direction, lr), x, direction, lr)
+
+
+def _polar_factors(arrays: Sequence[Array]) -> list[Array]:
+    """``y (y^H y)^{-1/2}`` of every array, with the small matrices of all as one batch where they are of one size."""
+    grams = [xp.gram(y) for y in arrays]
+    if len({(p.shape[-1], p.dtype) for p in grams}) > 1:
+        return [xp.times(y, xp.inverse_root_psd(p)) for y, p in zip(arrays, grams, strict=True)]
+    roots = xp.inverse_root_psd(xp.namespace(*grams).concatenate([p.reshape(-1, *p.shape[-2:]) for p in grams]))
+    made, start = [], 0
+    for y, p in zip(arrays, grams, strict=True):
+        own, start = slice(start, start + prod(p.shape[:-2])), start + prod(p.shape[:-2])
+        made.append(xp.times(y, roots[own].reshape(p.shape)))
+    return made
+
+
+def retract_all(parts: Sequence[tuple[Space, Array, Array, Any]]) -> list[Array]:
+    """``space.retract(x, direction, lr)`` of many; polar factors share one call for their small matrices."""
+    steps = [_step(x, d, lr) for space, x, d, lr in parts if space is STIEFEL]
+    landed = iter(_polar_factors(steps) if steps else ())
+    return [next(landed) if space is STIEFEL else space.retract(x, d, lr) for space, x, d, lr in parts]
 
 
 @dataclass(frozen=True)
@@ -88,11 +128,10 @@ class Stiefel(Space):
     """
 
     def project(self, x, g):
-        return xp.add_times(g, x, -_sym_part(x, g))
+        return _add_normal(g, x, g, -1.0)
 
     def retract(self, x, direction, lr):
-        y = x - lr * self.project(x, direction)
-        return xp.times(y, xp.power_psd(xp.gram(y), -0.5))
+        return _polar_factors([_step(x, direction, lr)])[0]
 
     def random(self, rng, shape):
         return xp.polar(rng.standard_normal(shape))
@@ -103,10 +142,10 @@ class StiefelQR(Space):
     """The Stiefel manifold with the QR retraction (Q factor, columns signed)."""
 
     def project(self, x, g):
-        return xp.add_times(g, x, -_sym_part(x, g))
+        return _add_normal(g, x, g, -1.0)
 
     def retract(self, x, direction, lr):
-        return xp.orthonormalize(x - lr * self.project(x, direction))
+        return xp.orthonormalize(_step(x, direction, lr))
 
     def random(self, rng, shape):
         return xp.orthonormalize(rng.standard_normal(shape))

@@ -13,7 +13,7 @@ from .operators import Pattern
 from .parameterizations import BurerMonteiro
 from .problems.base import LeastSquares, block_cgls, relative_error
 from .problems.completion import solve_rows
-from .result import Result
+from .result import Result, explained
 from .solve import solve
 from .solvers import ALS
 
@@ -63,7 +63,8 @@ def complete(
     problem = StreamedCompletion(entries)
     # The start is cheap beside the solve, and the same every time: an interrupted run needs no copy of it.
     start = inits.spectral(problem, BurerMonteiro, rank)
-    return solve(problem, start, ALS(), max_iter, tol, callback, progress, checkpoint)
+    result = solve(problem, start, ALS(), max_iter, tol, callback, progress, checkpoint)
+    return explained(result, f"rank {rank} as given", "BurerMonteiro, spectral start -> ALS in blocks of rows")
 
 
 class StreamedCompletion(LeastSquares):

@@ -9,7 +9,7 @@ import numpy as np
 
 from .namespaces import adjoint
 
-__all__ = ["LONG", "add_times", "cross", "gram", "times"]
+__all__ = ["LONG", "add_times", "combine", "cross", "gram", "times"]
 
 Array = Any
 
@@ -59,17 +59,30 @@ def times(a: Array, small: Array) -> Array:
     return product.reshape(*product.shape[:-2], a.shape[-2], small.shape[-1])
 
 
-def add_times(base: Array, a: Array, small: Array) -> Array:
-    """``base + a small`` for thin matrices (..., m, k), (..., m, r) and a small one (..., r, k)."""
+def add_times(base: Array, a: Array, small: Array, factor: Any = 1.0) -> Array:
+    """``base + factor a small`` for thin matrices (..., m, k), (..., m, r), a small one (..., r, k) and a number."""
     if isinstance(a, np.ndarray) or not base.ndim == a.ndim == small.ndim == 3 or a.shape[0] != small.shape[0]:
-        return base + times(a, small)
-    if base.shape != (*a.shape[:2], small.shape[2]) or base.dtype != a.dtype:
-        return base + times(a, small)
+        return base + times(a, factor * small)
+    if base.shape != (*a.shape[:2], small.shape[2]) or base.dtype != a.dtype or not isinstance(factor, float):
+        return base + times(a, factor * small)
+    baddbmm = sys.modules["torch"].baddbmm
     count = _fold(a)
     if count > 1 and base.is_contiguous():
-        wide = sys.modules["torch"].baddbmm(_folded(base, count), _folded(a, count), _repeated(small, count))
+        wide = baddbmm(_folded(base, count), _folded(a, count), _repeated(small, count), alpha=factor)
         return wide.reshape(base.shape)
-    return sys.modules["torch"].baddbmm(base, a, small)
+    return baddbmm(base, a, small, alpha=factor)
+
+
+def combine(a: Array, p: Array, b: Array, q: Array) -> Array:
+    """``a p + b q`` for thin matrices (..., m, r), (..., m, k) and small ones, summed within the first product."""
+    product = times(a, p)
+    if isinstance(b, np.ndarray) or not product.ndim == b.ndim == q.ndim == 3 or b.shape[0] != q.shape[0]:
+        return product + times(b, q)
+    if product.shape != (*b.shape[:2], q.shape[2]) or product.dtype != b.dtype or not product.is_contiguous():
+        return product + times(b, q)
+    count = _fold(b)
+    _folded(product, count).baddbmm_(_folded(b, count), _repeated(q, count) if count > 1 else q)
+    return product
 
 
 def _repeated(small: Array, count: int) -> Array:

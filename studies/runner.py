@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -156,8 +158,11 @@ def _execute(job: _Job) -> Failure | None:
     try:
         run = import_study(job.folder, job.code).run
         start = time.perf_counter()
-        result = run(dict(job.cell))
+        with _interrupts() as seen:
+            result = run(dict(job.cell))
         seconds = time.perf_counter() - start
+        if seen:
+            raise KeyboardInterrupt
         job.store.append(
             {
                 "key": job.key,
@@ -172,6 +177,25 @@ def _execute(job: _Job) -> Failure | None:
     except Exception:
         return Failure(job.folder.name, job.cell, traceback.format_exc())
     return None
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """The interrupts of a cell: after one its result is no row, even if the cell has caught it, as solvers do."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield seen
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        seen.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @cache

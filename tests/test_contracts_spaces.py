@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import lowrank_sp as lr
 from lowrank_sp.spaces import SPACES, Flat, Stiefel
@@ -42,6 +43,21 @@ def test_polar_retraction_is_the_published_formula():
     e = lr.spaces.STIEFEL.project(x, rng.standard_normal(x.shape))
     expected = (x - 0.7 * e) @ fractional_matrix_power(np.eye(3) + 0.49 * e.T @ e, -0.5)
     assert np.allclose(lr.spaces.STIEFEL.retract(x, e, 0.7), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("sizes", [(3, 3), (3, 2)], ids=["one-size", "two-sizes"])
+def test_many_retractions_at_once_are_those_of_each(sizes, convert):
+    """Of arrays with other rows, batches and spaces; with one small batch for all where columns are as many."""
+    spaces, rng, parts = lr.spaces, np.random.default_rng(2), []
+    kinds = [(spaces.STIEFEL, (2, 9, sizes[0])), (spaces.FLAT, (4, 4)), (spaces.STIEFEL, (7, sizes[1]))]
+    for space, shape in [*kinds, (spaces.STIEFEL_QR, (6, 3))]:
+        x = space.random(rng, shape)
+        parts.append((space, convert(x), convert(rng.standard_normal(shape)), 0.3))
+    for new, (space, *rest) in zip(spaces.retract_all(parts), parts, strict=True):
+        expected = space.retract(*map(np.asarray, rest[:2]), rest[2])
+        assert np.allclose(np.asarray(new), expected, atol=1e-12)
+    assert spaces.retract_all([]) == []
 
 
 class Sliding(Flat):

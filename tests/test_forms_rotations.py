@@ -106,9 +106,18 @@ def test_butterflies_pair_half_blocks_at_growing_distances():
         assert distances == {0, 2**i}
 
 
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64])
+def test_pairs_of_equal_reflections_change_no_bit(size, dtype):
+    vectors = lr.Householder.identity(50, size, RNG(4)).vectors
+    x = RNG(5).standard_normal((33, 50)).astype(dtype)
+    assert np.array_equal(lr.Householder(vectors.astype(dtype)).apply(x), x)
+
+
 @pytest.mark.covers("P96", "P93")
-def test_products_of_reflections_one_by_one():
-    point = lr.Householder.of(2).random((8, 8), 3, RNG(6))
+@pytest.mark.parametrize("size", [3, 4])
+def test_products_of_reflections_one_by_one(size):
+    point = lr.Householder.of(2).random((8, 8), size, RNG(6))
     blocks = []
     for vectors in point.vectors:
         p = np.eye(4)

@@ -41,6 +41,25 @@ def test_ranks_of_batches_and_tensors():
         assert np.allclose(measure(x.map(torch.as_tensor)).numpy(), one_by_one)
 
 
+def test_zero_matrices_have_rank_zero():
+    pair = np.stack([np.zeros((4, 3)), np.eye(4)[:, :3]])
+    for measure in (metrics.stable_rank, metrics.effective_rank):
+        assert measure(pair[0]) == 0
+        assert np.allclose(measure(pair), [0, 3])
+        assert np.allclose(measure(torch.as_tensor(pair)).numpy(), [0, 3])
+        assert measure(lr.BurerMonteiro(np.ones((4, 2)), np.zeros((3, 2)))) == 0
+
+
+def test_relative_error_of_two_arrays():
+    rng = np.random.default_rng(9)
+    a, b = rng.standard_normal((2, 5, 6, 4))
+    expected = [np.linalg.norm(x - y) / np.linalg.norm(y) for x, y in zip(a, b, strict=True)]
+    assert np.allclose(metrics.relative_error(a, b), expected)
+    assert np.allclose(metrics.relative_error(torch.as_tensor(a), torch.as_tensor(b)).numpy(), expected)
+    point = lr.BurerMonteiro.random((6, 4), 2, rng)
+    assert np.isclose(metrics.relative_error(a[0], point), metrics.relative_error(a[0], point.dense()))
+
+
 def test_principal_angles():
     rng = np.random.default_rng(3)
     a, b = rng.standard_normal((8, 3)), rng.standard_normal((8, 2))

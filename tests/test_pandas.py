@@ -88,6 +88,13 @@ def test_arrays_and_sparse_matrices_are_filled_too():
     assert np.array_equal(lr.fill(truth, lr.BurerMonteiro(np.ones((12, 1)), np.ones((8, 1)))), truth)
 
 
+def test_the_mask_of_an_array_says_what_is_filled():
+    full, holes = table()
+    masked = np.ma.masked_invalid(holes.to_numpy(copy=True))
+    masked.data[masked.mask] = -1.0
+    assert np.allclose(lr.fill(masked, lr.complete(holes, rank=1)), full)
+
+
 BAD = {
     "a column of text": (lambda t: lr.complete(t.assign(name="x"), rank=1), TypeError, r"\['name'\] are not"),
     "a column of dates": (
@@ -112,6 +119,17 @@ BAD = {
         r"matrix has shape \(11, 8\)",
     ),
     "no result": (lambda t: lr.fill(t, t), TypeError, "result must be"),
+    "a separation": (lambda t: lr.fill(t, lr.robust_pca(table()[0], rank=1)), TypeError, "of a Separation give its"),
+    "a batch": (
+        lambda t: lr.fill(t, lr.complete(t, rank=1).point.map(lambda a: np.stack([a, a]))),
+        ValueError,
+        r"got batch axes \(2,\)",
+    ),
+    "an array with the factors of a tensor": (
+        lambda t: lr.fill(t.to_numpy(), lr.complete(t, rank=1).point.map(pytest.importorskip("torch").as_tensor)),
+        TypeError,
+        "must share a library",
+    ),
 }
 
 

@@ -183,6 +183,20 @@ def test_the_rank_is_found_from_stored_entries():
     assert "outliers cut out by PCP" in result.choice
 
 
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+def test_a_completion_problem_states_the_same_as_its_stored_entries(convert):
+    rows, cols, values, truth, _ = instance(over=10.0)
+    known = lr.MatrixCompletion(convert(rows), convert(cols), convert(values), (160, 140), truth.map(convert))
+    (result, sparse), expected = (
+        lr.robust_pca(known, 2),
+        lr.robust_pca(scipy.sparse.csr_array((values, (rows, cols)), shape=(160, 140)), 2),
+    )
+    ours = sparse.to_dense().numpy() if torch.is_tensor(sparse) else sparse.toarray()
+    assert np.allclose(ours, expected.sparse.toarray(), atol=1e-8)
+    assert np.linalg.norm(np.asarray(result.point.dense()) - truth.dense()) < 1e-8 * np.linalg.norm(truth.dense())
+    assert lr.RobustCompletion.from_completion(known).truth is known.truth
+
+
 def test_another_share_leaves_the_first_problem_alone():
     rows, cols, values, _, _ = instance(20, 15)
     problem = lr.RobustCompletion(rows, cols, values, (20, 15), 0.1)
@@ -198,6 +212,11 @@ ERRORS = {
     "factor": (lambda: lr.RobustCompletion(I, I, V, (3, 3), factor=0.5), ValueError, "factor must lie in"),
     "batch": (lambda: lr.RobustCompletion(I, I, np.ones((2, 3)), (3, 3)), ValueError, "values must have one axis"),
     "dense": (lambda: lr.RobustCompletion.from_sparse(np.eye(3)), TypeError, "must be a scipy sparse matrix or a"),
+    "weights": (
+        lambda: lr.robust_pca(lr.MatrixCompletion(I, I, V, (3, 3), weights=V), 1),
+        ValueError,
+        "matrix has weights",
+    ),
     "duplicates": (
         lambda: lr.robust_pca(scipy.sparse.coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(2, 2)), 1),
         ValueError,

@@ -35,6 +35,22 @@ def test_it_needs_fewer_iterations_than_subgradients_alone():
 
 
 @LIBRARIES
+def test_fewer_measurements_than_degrees_of_freedom_are_a_warning(convert):
+    """Rank 1 of 6 x 5 has ten; of thirteen measurements with a fifth of outliers ten are right."""
+    rng = np.random.default_rng(0)
+    truth = np.outer(rng.standard_normal(6), rng.standard_normal(5))
+    for count, sense in ((9, lr.sense), (10, lr.sense), (11, lr.robust_sense), (13, lr.robust_sense)):
+        stack = rng.standard_normal((count, 6, 5))
+        arguments = convert(stack), convert(np.einsum("kij,ij->k", stack, truth)), (6, 5), 1
+        if count in (10, 13):  # warnings are errors
+            sense(*arguments, max_iter=2)
+            continue
+        which = "9 measurements" if count == 9 else "9 measurements that are no outliers"
+        with pytest.warns(UserWarning, match=f"{which} for 10 degrees of freedom"):
+            sense(*arguments, max_iter=2)
+
+
+@LIBRARIES
 def test_a_masked_map_is_the_map_of_the_kept_measurements(convert):
     rng = np.random.default_rng(0)
     stack, mask = rng.standard_normal((9, 4, 3)), rng.random(9) < 0.5
@@ -81,3 +97,15 @@ ERRORS = {
 def test_the_error_names_what_is_wrong(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_small_wrong_measurements_are_found_too():
+    """They hide behind an early fit, which is why a poor fit sends subgradients on."""
+    for seed in range(3):
+        made = lr.synthetic.robust_sensing(30, 30, 3, outliers=0.2, condition_number=10.0, seed=seed)
+        clean = made.operator.measure([[made.truth]])[0]
+        measurements = clean + 0.02 * (made.data - clean)
+        result, sparse = lr.robust_sense(made.operator, measurements, (30, 30), 3)
+        assert result.success
+        assert made.error(result.point) < 1e-9
+        assert np.array_equal(sparse != 0, made.data != clean) or np.allclose(sparse, measurements - clean, atol=1e-6)

@@ -174,3 +174,22 @@ def test_bad_tables():
         imputer.fit(np.array([[1.0, np.inf], [1.0, 2.0]]))
     with pytest.raises(ValueError, match="could not convert"):
         imputer.fit(np.array([["a", "b"], ["c", "d"]]))
+
+
+@pytest.mark.parametrize(("dtype", "unit", "tolerance"), [("float64", 1e200, 1e-12), ("float32", 1e30, 1e-4)])
+def test_units_do_not_matter(dtype, unit, tolerance):
+    """Also where squares of the values leave the range of their type."""
+    table = low_rank_table()[1]
+    plain = LowRankImputer(rank=2, random_state=0).fit_transform(table)
+    for factor in (unit, 1 / unit):
+        filled = LowRankImputer(rank=2, random_state=0).fit_transform((table * factor).astype(dtype))
+        assert np.allclose(filled.astype(float) / factor, plain, rtol=0, atol=tolerance * abs(plain).max())
+
+
+def test_an_interrupt_ends_the_fit(monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lowrank_sp.descent.AlternatingLeastSquares.step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        LowRankImputer(random_state=0).fit(low_rank_table()[1])

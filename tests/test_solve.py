@@ -96,6 +96,17 @@ def test_a_true_callback_stops():
     assert np.isclose(result.fun, seen[-1][1])
 
 
+def test_results_are_printed_with_shapes_for_arrays():
+    problem, start = instance()
+    result = lr.solve(problem, start, lr.GD(0.05), max_iter=3)
+    lines = dict(line.strip().split(": ", 1) for line in repr(result).splitlines())
+    assert lines["message"] == result.message
+    sizes = ", ".join(f"{name} {array.shape}" for name, array in zip(result.point.names, result.point.arrays()))
+    assert lines["point"] == f"{type(result.point).__name__}: {sizes}"
+    assert (lines["nit"], lines["solver"], lines["success"]) == ("3", "GD", "False")
+    assert "choice" not in lines
+
+
 def test_an_interrupt_keeps_the_work_and_can_be_continued():
     problem, start = instance()
 

@@ -26,6 +26,7 @@ BAD = {
     "one axis": (lambda: lr.complete_tensor(A[0, 0], rank=1), ValueError, "at least two axes"),
     "rank": (lambda: lr.complete_tensor(holed(), rank=7), ValueError, "rank must lie between"),
     "rank of zero": (lambda: lr.complete_tensor(holed(), rank=0, form=lr.TensorTrain), ValueError, "positive integer"),
+    "rank to be found": (lambda: lr.complete_tensor(holed(), "auto"), ValueError, '"auto" is for matrices'),
     "matrix form": (lambda: lr.complete_tensor(holed(), 1, lr.SVD), TypeError, "form must be a tensor form"),
     "no form": (lambda: lr.factorize_tensor(A, 1, "cp"), TypeError, "form must be"),
     "matrix form in a start": (

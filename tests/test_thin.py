@@ -33,6 +33,11 @@ def test_products(shape, dtype, convert):
     close(thin.cross(x, y), np.einsum("...mi,...mj->...ij", a, b))
     close(thin.times(x, s), np.einsum("...mi,...ij->...mj", a, small))
     close(thin.add_times(y, x, s), b + np.einsum("...mi,...ij->...mj", a, small))
+    close(thin.add_times(y, x, s, -0.5), b - 0.5 * np.einsum("...mi,...ij->...mj", a, small))
+    both = np.einsum("...mi,...ij->...mj", a, small) + np.einsum("...mi,...ji->...mj", b, small)
+    close(thin.combine(x, s, y, s.mT), both)
+    close(x, a)
+    close(y, b)
 
 
 def test_shapes_that_differ_and_layouts_that_do():
@@ -51,6 +56,14 @@ def test_shapes_that_differ_and_layouts_that_do():
     assert thin.add_times(x.double(), x, torch.as_tensor(square)[None]).dtype == torch.float64
     close(thin.times(x, torch.as_tensor(square)), a @ square)
     close(thin.add_times(turned, x, torch.as_tensor(square)), a + a @ square)
+    close(
+        thin.add_times(x, turned, torch.as_tensor(square)[None].repeat(2, 1, 1), torch.tensor(2.0)), a + 2 * a @ square
+    )
+    pair = torch.as_tensor(np.stack((square, square)))
+    for first, second in ((x, turned), (turned, x), (x, x[:, :, :8])):
+        close(thin.combine(first, pair, second, pair), 2 * a @ square)
+    close(thin.combine(x, torch.as_tensor(square), x, torch.as_tensor(square)), 2 * a @ square)
+    assert thin.combine(x, pair, x.double(), pair.double()).dtype == torch.float64
 
 
 def test_gradients_pass_through_the_folded_route():
@@ -59,7 +72,8 @@ def test_gradients_pass_through_the_folded_route():
     ends = []
     for dtype in (torch.float32, torch.float64):  # only the first is folded
         x = torch.as_tensor(start).to(dtype).requires_grad_()
-        total = thin.gram(x).square().sum() / 512 + thin.add_times(x, thin.times(x, s.to(dtype)), s.to(dtype)).sum()
-        total.backward()
+        small = s.to(dtype)
+        total = thin.gram(x).square().sum() / 512 + thin.add_times(x, thin.times(x, small), small).sum()
+        (total + thin.combine(x, small, x.square(), small).square().sum() / 512).backward()
         ends.append(x.grad)
     assert torch.allclose(ends[0].double(), ends[1], rtol=1e-4, atol=1e-3)

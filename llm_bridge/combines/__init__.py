@@ -2,6 +2,7 @@
 
 from .base import Additive, Combine, Formed, MagnitudeDirection, TimesBase, accumulate
 from .cheaper import Cheaper
+from .composed import Composed
 from .one_sided import OneSided
 from .sampled import Placed, Waves
 
@@ -9,6 +10,7 @@ __all__ = [
     "Additive",
     "Cheaper",
     "Combine",
+    "Composed",
     "Formed",
     "MagnitudeDirection",
     "OneSided",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from lowrank_sp.coverage import covers
 
 from ..functions import beside, outer
+from ..precision import precise
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
@@ -30,6 +31,14 @@ class Combine(ABC):
 
     additive: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
+
+    def check(self, paths: Sequence[str]) -> None:
+        """Raise a ``ValueError`` if a setting names a layer that is none of these."""
+        return None
+
+    def at(self, path: str) -> Combine:
+        """The same for one layer, where settings name layers."""
+        return self
 
     def extras(self, weight: Tensor) -> dict[str, Tensor]:
         """Trainable arrays beside the factors, by name, at their start."""
@@ -50,7 +59,7 @@ class Combine(ABC):
     def weight(self, weight: Tensor, adapter: Adapter) -> Tensor:
         """The matrix (out, in) of the adapted layer, in the type of ``weight``."""
         extras = {name: getattr(adapter, name) for name in adapter.extras}
-        return self.meet(_precise(weight), adapter.update(), extras).to(weight.dtype)
+        return self.meet(precise(weight), adapter.update(), extras).to(weight.dtype)
 
     def noisy_weight(self, weight: Tensor, adapter: Adapter) -> Tensor:
         """`weight` with the noise of training, for layers that take nothing but one weight."""
@@ -117,18 +126,43 @@ class MagnitudeDirection(Combine):
 
     Parameters
     ----------
-    recompute : bool
+    recompute : bool or tuple of str
         Where backward finds the output before it is scaled, which the gradient of the magnitude needs. By default
         it divides the scaled output, which is kept (as the next operation often does anyway); else it computes
         the output again, which keeps nothing but the input and costs one more product of the size of a linear
-        layer. Other layers, and forms that are no thin product, always keep the output. Both compute the same.
+        layer. Both compute the same. In a tuple are the layers that compute it again: paths, their ends, or
+        regular expressions. `llm_bridge.unkept` finds those where this saves memory. Layers that are not linear,
+        and forms that are no thin product, always keep the output.
 
     Notes
     -----
     A row of W + s F that vanishes has no direction: its output is zero and its magnitude does not move.
     """
 
-    recompute: bool = False
+    recompute: bool | tuple[str, ...] = False
+
+    def __post_init__(self):
+        names = self.recompute
+        if not isinstance(names, bool):
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"recompute must be a bool or a tuple of names of layers, got {names!r}")
+            object.__setattr__(self, "recompute", tuple(names))
+
+    def check(self, paths):
+        from ..sites import matches
+
+        if isinstance(self.recompute, bool):
+            return
+        for name in self.recompute:
+            if not any(matches(path, name) for path in paths):
+                raise ValueError(f"recompute holds {name!r}, which is none of the chosen layers, such as {paths[0]}")
+
+    def at(self, path):
+        from ..sites import matches
+
+        if isinstance(self.recompute, bool):
+            return self
+        return replace(self, recompute=any(matches(path, name) for name in self.recompute))
 
     def extras(self, weight):
         return {"magnitude": weight.float().norm(dim=1)}
@@ -140,7 +174,7 @@ class MagnitudeDirection(Combine):
         if self.recompute and adapter.thin:
             seen, factors, scale = _thin(kind, layer, x, rows, adapter)
             return kind.restore(layer, x, kind.rescaled(layer, rows, seen, factors, scale, vector))
-        out = accumulate(kind, layer, x, rows, kind.unbiased(layer, rows), adapter)
+        out = accumulate(kind, layer, x, rows, kind.fresh(layer, rows), adapter)
         return kind.restore(layer, x, kind.rescale(layer, out, vector))
 
     def meet(self, weight, update, extras):
@@ -206,7 +240,7 @@ def _builder(combine: Combine, adapter: Adapter) -> tuple[Callable[..., Tensor],
 
     def build(weight: Tensor, *tensors: Tensor) -> Tensor:
         point, extras = form(*tensors[: len(arrays)]), dict(zip(adapter.extras, tensors[len(arrays) :], strict=True))
-        return combine.meet(_precise(weight), _image(point, start, scale, keep), extras)
+        return combine.meet(precise(weight), _image(point, start, scale, keep), extras)
 
     return build, (*arrays, *(getattr(adapter, name) for name in adapter.extras))
 
@@ -225,8 +259,3 @@ def _image(point: Any, start: tuple[Any, ...], scale: float, keep: Tensor | None
 def _quotient(magnitude: Tensor, norm: Tensor) -> Tensor:
     """``m / ||w||``, zero for rows without a direction."""
     return magnitude / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-
-
-def _precise(weight: Tensor) -> Tensor:
-    """In at least single precision."""
-    return weight if weight.dtype == torch.float64 else weight.float()

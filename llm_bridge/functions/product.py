@@ -16,6 +16,8 @@ __all__ = ["times_linear"]
 
 Source = Callable[[], Tensor]
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 def times_linear(
     x: Tensor, source: Source, bias: Tensor | None, factors: tuple[Tensor, Tensor], scale: float
@@ -24,7 +26,7 @@ def times_linear(
 
     The ones are one more column of the factors, so that the matrix takes one thin product and one pass over it; so
     does its part of the gradient. In half precision a small update would be lost in ``W``, so that there
-    ``x W^T + x (W o s L R^T)^T`` is computed.
+    ``x W^T + x (W o s L R^T)^T`` is computed, from factors that are rounded as autocast rounds them.
 
     Parameters
     ----------
@@ -46,8 +48,8 @@ class _TimesLinear(Function):
     @staticmethod
     def forward(x, bias, left, right, scale, source):
         with torch.autocast(x.device.type, enabled=False):
-            weight, (left, right) = source(), _precise(left, right, x.dtype)
-            if x.dtype not in (torch.bfloat16, torch.float16):
+            weight, (left, right) = source(), _alike(left, right, x.dtype)
+            if x.dtype not in HALF:
                 return F.linear(x, _times(weight, left, right, scale).to(x.dtype), bias)
             change = (left @ (scale * right).mT).mul_(weight)
             return F.linear(x, weight.to(x.dtype), bias).addmm_(x, change.to(x.dtype).mT)
@@ -62,19 +64,19 @@ class _TimesLinear(Function):
     def backward(ctx, grad):
         x, *factors = ctx.saved_tensors
         needs_x, needs_bias, needs_left, needs_right, *_ = ctx.needs_input_grad
-        weight, (left, right) = ctx.source(), _precise(*factors, x.dtype)
+        weight, (left, right) = ctx.source(), _alike(*factors, x.dtype)
         of_x = grad @ _times(weight, left, right, ctx.scale).to(grad.dtype) if needs_x else None
         of_left = of_right = None
         if needs_left or needs_right:
             inner = (grad.mT @ x).to(left.dtype).mul_(weight)  # the gradient of s L R^T
-            of_left = (right.mT @ inner.mT).mT.mul_(ctx.scale) if needs_left else None
-            of_right = (left.mT @ inner).mT.mul_(ctx.scale) if needs_right else None
+            of_left = (right.mT @ inner.mT).mT.mul_(ctx.scale).to(factors[0].dtype) if needs_left else None
+            of_right = (left.mT @ inner).mT.mul_(ctx.scale).to(factors[1].dtype) if needs_right else None
         return of_x, grad.sum(0) if needs_bias else None, of_left, of_right, None, None
 
 
-def _precise(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The factors in at least single precision, in double with an input in double."""
-    wide = torch.promote_types(torch.promote_types(left.dtype, dtype), torch.float32)
+def _alike(left: Tensor, right: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The factors in the type of the input, so that matrices of the size of the layer are no wider; or in their own."""
+    wide = dtype if dtype in HALF else torch.promote_types(left.dtype, dtype)
     return left.to(wide), right.to(wide)
 
 

@@ -26,10 +26,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def rescale(out: Tensor, vector: Tensor, bias: Tensor | None) -> Tensor:
-    """``out * vector + bias`` in place of ``out``; for backward it keeps the result, which the next layer may keep too.
+    """``(out - bias) * vector + bias`` in place of ``out``; it keeps the result, which the next layer may keep too.
 
-    The gradient of ``vector`` needs ``out``, which is ``(result - bias) / vector``; where an entry of ``vector``
-    is zero, so is its gradient.
+    The gradient of ``vector`` needs ``out - bias``, which is ``(result - bias) / vector``; where an entry of
+    ``vector`` is zero, so is its gradient. As ``out * vector + bias (1 - vector)`` it is ``out`` itself, bit by bit,
+    where the vector is one.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def rescale(out: Tensor, vector: Tensor, bias: Tensor | None) -> Tensor:
         Shaped to be broadcast over ``out``; the bias may be missing.
     """
     if torch.compiler.is_compiling():
-        return out * vector if bias is None else out * vector + bias
+        return out * vector if bias is None else out * vector + bias * (1 - vector)
     return _Rescale.apply(out, vector, bias)
 
 
@@ -47,7 +48,7 @@ class _Rescale(Function):
     @staticmethod
     def forward(out, vector, bias):
         out.mul_(vector)
-        return out if bias is None else out.add_(bias)
+        return out if bias is None else out.add_(bias * (1 - vector))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -66,7 +67,8 @@ class _Rescale(Function):
             if bias is not None:
                 product = product - bias * total
             of_vector = torch.where(vector == 0, 0.0, product / torch.where(vector == 0, 1.0, vector))
-        return grad * vector if needs_out else None, of_vector, total if needs_bias else None
+        of_bias = total * (1 - vector) if needs_bias and total is not None else None
+        return grad * vector if needs_out else None, of_vector, of_bias
 
 
 # low-rank products ----------------------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ def rescaled_linear(
     rows, other = x.to(dtype), None if seen is x else seen.to(dtype)
     bias, vector = None if bias is None else bias.to(dtype), vector.to(dtype)
     if torch.compiler.is_compiling():
-        out = add_thin(F.linear(rows, source().to(dtype)), rows if other is None else other, factors, scale)
+        out = add_thin(F.linear(rows, source().to(dtype), bias), rows if other is None else other, factors, scale)
         return rescale(out, vector, bias)
     left0, right0 = factors[2:] or (None, None)
     return _RescaledLinear.apply(rows, other, vector, bias, *factors[:2], left0, right0, scale, source)
@@ -219,8 +221,8 @@ def rescaled_linear(
 class _RescaledLinear(Function):
     @staticmethod
     def forward(x, other, vector, bias, left, right, left0, right0, scale, source):
-        out = _updated(x, other, _pairs(left, right, left0, right0), scale, source())[0].mul_(vector)
-        return out if bias is None else out.add_(bias)
+        out = _updated(x, other, _pairs(left, right, left0, right0), scale, source(), bias)[0].mul_(vector)
+        return out if bias is None else out.add_(bias * (1 - vector))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -253,11 +255,12 @@ class _RescaledLinear(Function):
 
 
 def _updated(
-    x: Tensor, other: Tensor | None, factors: tuple[Tensor, ...], scale: float, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, other: Tensor | None, factors: tuple[Tensor, ...], scale: float, weight: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The output with the update, and its channels (r, k)."""
     with torch.autocast(x.device.type, enabled=False):
-        out = x @ weight.to(x.dtype).mT
+        out = F.linear(x, weight.to(x.dtype), bias)
         wide_left, wide_right = _beside(factors, x.dtype)
         channels = wide_right.mT @ (x if other is None else other).mT
         return out.addmm_(channels.mT, wide_left.mT, alpha=scale), channels

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from ..adapter import Adapted, Adapter
 from ..checkpoint import made_folder
 from ..files import read_json, read_tensors, write_json, write_tensors
-from ..inject import Setup, adapted, base_parameters, check_name, known, owners
+from ..inject import Setup, adapted, base_parameters, check_name, known
 from ..life import require_own_base, require_unmerged
 from ..nonlinear import Bent
 from ..paths import without_paths
 from ..recipe import Recipe, over_root_rank
 from ..restore import check_finite, expected_shapes, put, restored, sites_at
+from ..sharing import owners
 from ..sites import Site
 from .base import Method, Piece
 from .config import check_keys, common_config
@@ -148,8 +149,19 @@ def _tuned(model: nn.Module, others: Mapping[str, Tensor], source: Any) -> dict[
                 "if the embedding or the head was resized, resize it before loading"
             )
         if not torch.equal(parameter.detach().cpu(), value.to(parameter.dtype)):
+            _check_tied(path, value, [p for p in owners if owners[p] is parameter], others, source)
             tuned[canonical[id(parameter)]] = value
     return tuned
+
+
+def _check_tied(path: str, value: Tensor, shared: list[str], others: Mapping[str, Tensor], source: Any) -> None:
+    """Refuse a value that the other owners of a parameter do not have: PEFT copies what it trains, tied or not."""
+    apart = [p for p in shared if p not in others or not torch.equal(others[p], value)]
+    if apart:
+        raise ValueError(
+            f"{path} in {source} was trained apart from {apart[0]}, and this model ties the two; give one of their "
+            "modules a parameter of its own first, a copy of the shared one"
+        )
 
 
 def _setup(made: Recipe, read: Mapping[str, Piece], dropout: float, also_train: tuple[str, ...]) -> Setup:

@@ -1,5 +1,6 @@
 """Policies of ranks: which components of the updates may act, decided while the model trains."""
 
+from .ablation import ablation, reallocated
 from .base import Budget, RankPolicy
 from .gates import HardConcreteGates
 from .growing import Growing
@@ -20,7 +21,9 @@ __all__ = [
     "SelectionWeights",
     "Sensitivity",
     "Truncated",
+    "ablation",
     "adalora",
     "dynamic_components",
+    "reallocated",
     "with_leading_ranks",
 ]

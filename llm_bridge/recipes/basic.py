@@ -24,7 +24,7 @@ MOSLORA = register(
     LORA.but(
         "moslora",
         cite="wu2024moslora",
-        covers=("P29",),
+        covers=("P29", "E08"),
         form=Core,
         init=ZeroLeft(),
         note="The mixer starts at the identity; the survey describes it in prose only.",

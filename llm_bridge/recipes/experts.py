@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..experts import KroneckerExperts, LowRankExperts, SharedInputExperts, TopShare
+from ..multimodal import CrossModal, Modal
 from ..multiplicative import one
 from ..recipe import register
 from ..starts import ByArray, Constant, Fan, Segments
@@ -31,7 +32,7 @@ GOAT = register(
     MOE_LORA.but(
         "goat",
         cite="fan2025goat",
-        covers=("I09",),
+        covers=("I09", "E06"),
         form=LowRankExperts.of(8, TopShare(2)),
         init=Segments(),
         note="As its published code, with weights of two experts that add up to one; the start is subtracted with its "
@@ -54,5 +55,17 @@ MOKA = register(
         scale=one,
         note="Reconstructed, since the sources only name it: four Kronecker products with the sides of 'krona', "
         "weighted by a softmax of the input. Not the multimodal method of the same name.",
+    )
+)
+MOKA_MULTIMODAL = register(
+    LORA.but(
+        "moka-multimodal",
+        cite="wei2025moka",
+        covers=("P110", "E14"),
+        form=Modal,
+        init=ByArray((("left", Constant(0.0)), ("right", Fan(-2, GAIN)))),
+        combine=CrossModal(),
+        note="As its published code: text and one other modality; Modal.of(count) has more. Inside of "
+        "modalities(model, kinds) tokens go through the factor of their kind, outside they are text.",
     )
 )

@@ -30,7 +30,7 @@ SORA = register(
     LORA.but(
         "sora",
         cite="ding2023sora",
-        covers=("P23", "O38"),
+        covers=("P23", "O38", "R13"),
         form=DiagonalCore,
         init=ZeroLeft(),
         move=Shrinkage(0.1),

@@ -82,7 +82,7 @@ BILORA = register(
     LORA.but(
         "bilora",
         cite="qiang2024bilora",
-        covers=("O42",),
+        covers=("O42", "R15"),
         form=DiagonalCore,
         init=ZeroLeft(),
         rule=chain(Adam(), Orthogonality(0.1)),

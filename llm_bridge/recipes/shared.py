@@ -8,7 +8,7 @@ from typing import Any
 from lowrank_sp.parameterizations import BSLoRA, Core, NoLA, RandLoRA, RaSA, TiedLoRA, VeRA
 
 from ..bank import VectorBank
-from ..combines import OneSided
+from ..combines import Composed, OneSided
 from ..multiplicative import one
 from ..recipe import Recipe, by_block, by_shape, by_type, everywhere, register
 from ..sites import Site, find_sites, layer_index
@@ -92,6 +92,7 @@ RASA = register(
         cite="he2025rasa",
         covers=("P63",),
         form=RaSA.of(1, 32),
+        combine=Composed(),
         init=VanishingZeros(),
         shares=(("left_pool", by_type), ("right_pool", by_type)),
         note="A pool of 32 columns for the layers of a type, one rank of each of 32 layers; rasa_of(model) counts the "
@@ -104,6 +105,7 @@ BSLORA = register(
         cite="zhou2025bslora",
         covers=("P64",),
         form=BSLoRA,
+        combine=Composed(),
         init=VanishingZeros(),
         shares=(
             ("left_layer", by_block_and_shape),

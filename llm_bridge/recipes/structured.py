@@ -67,7 +67,7 @@ DYNAMIC = register(
     LORA.but(
         "dynamic-rank",
         cite="shunfoundation",
-        covers=("P08",),
+        covers=("P08", "R23"),
         form=DiagonalCore,
         init=ZeroLeft(),
         move=Shrinkage(0.01),

@@ -68,6 +68,11 @@ class ContextMinor(Start):
 
     As `ContextPrincipal`, with the last r left singular vectors of ``W C``; calibrate on data whose answers
     should not change.
+
+    Notes
+    -----
+    The factors are balanced by the norms of ``W^T U_r``, not by singular values: with fewer inputs than the layer is
+    wide these vanish, and one factor would be tiny and the other one huge.
     """
 
     moves = True
@@ -80,8 +85,8 @@ class ContextMinor(Start):
                 f"the inputs of this layer are too wide ({site.shape[1]}) for exact second moments, and approximate "
                 "ones say nothing about the least directions; exclude the layer, or take the recipe 'corda'"
             )
-        u, s, _ = minor_svd(context, site.rank, site.rng)
-        return _projected(site, u, s)
+        u, _, _ = minor_svd(context, site.rank, site.rng)
+        return _projected(site, u, (site.weight().mT @ u).norm(dim=0))
 
 
 def _context(site: StartSite) -> Any:
@@ -94,7 +99,7 @@ def _context(site: StartSite) -> Any:
 
 
 def _projected(site: StartSite, u: Tensor, s: Tensor) -> Any:
-    """``s F = U U^T W``, its factors balanced by the square roots of the singular values of ``W C``."""
+    """``s F = U U^T W``, with the square roots of these sizes of its components in the left factor."""
     root = s.clamp_min(torch.finfo(s.dtype).eps * s.max() + torch.finfo(s.dtype).tiny ** 0.5).sqrt()
     right = (site.weight().mT @ u) / root
     return site.form.from_product(u * root / site.scale**0.5, right / site.scale**0.5, site.rank)

@@ -12,6 +12,7 @@ from lowrank_sp.coverage import covers
 from ..distributed import unwrapped
 from ..inject import adapt, adapted, check_name, known
 from ..life import activate, active
+from ..precision import precise
 from ..truncation import thin_sum
 from .companion import Companion
 from .keep import layer_at
@@ -89,7 +90,7 @@ class TaskDirections(Companion):
     def _choose(self, path: str) -> None:
         layer = layer_at(self.model, path)
         weight = layer.kind.weight(layer.base)
-        u, s, vh = torch.linalg.svd(weight.to(torch.promote_types(weight.dtype, torch.float32)), full_matrices=False)
+        u, s, vh = torch.linalg.svd(precise(weight), full_matrices=False)
         changes = change_rates(u, s, vh.mT, *thin_sum([layer.adapter(self.name)], [1.0]))
         best = changes.topk(self.count).indices
         extra: Any = layer.adapter(self.extra)

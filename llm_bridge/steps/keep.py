@@ -18,6 +18,7 @@ from ..inject import Setup, adapted, check_name, install, setups
 from ..life import activate, active
 from ..noise import Noise
 from ..parts import Part
+from ..precision import precise
 from ..recipe import RECIPES
 from ..restore import sites_at
 from ..sites import Site
@@ -83,7 +84,7 @@ class Beside(Keep):
 
     def weight(self, model, name, site):
         past = layer_at(model, site.name).adapter(f"{name}-past")
-        return _precise(site.kind.weight(site.layer)) + past.update()
+        return precise(site.kind.weight(site.layer)) + past.update()
 
     def ranks(self, model, name):
         return dict(setups(model)[f"{name}-past"].ranks)
@@ -125,7 +126,7 @@ class InWeights(Keep):
         return float(error)
 
     def weight(self, model, name, site):
-        return _precise(site.kind.weight(site.layer))
+        return precise(site.kind.weight(site.layer))
 
     def ranks(self, model, name):
         return {}
@@ -207,7 +208,3 @@ def _untie(model: nn.Module, sites: list[Site]) -> None:
 def vanishes(left: Tensor, right: Tensor) -> bool:
     """Whether ``left right^T`` is zero but for rounding, as where a start is subtracted and nothing has moved."""
     return bool(_size(left, right) <= 1e-12 * left.norm() * right.norm())
-
-
-def _precise(weight: Tensor) -> Tensor:
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -14,7 +14,7 @@ from lowrank_sp.coverage import covers
 __all__ = ["PrivateSteps"]
 
 
-@covers("O50")
+@covers("O50", "A24")
 class PrivateSteps:
     """DP-SGD: ``(sum_i g_i min(1, C / ||g_i||) + N(0, (sigma C)^2)) / B`` in place of the gradient of a batch.
 

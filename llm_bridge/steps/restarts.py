@@ -15,6 +15,7 @@ from lowrank_sp.coverage import covers
 from ..adapter import Adapter
 from ..distributed import placements, unwrapped
 from ..inject import adapted, known
+from ..optimizer import LowRankOptimizer
 from ..restore import sites_at
 from ..sites import Site, layer_index
 from ..starts import Start, StartSite
@@ -222,6 +223,7 @@ class Restarts(Companion):
         self.start = phases.start or self.setup.recipe.init
         _check(self)
         self.check(optimizer)
+        _check_moments(self, optimizer)
         phases.keep.prepare(model, name)
         self.optimizer = optimizer
         self.steps = 0
@@ -355,3 +357,20 @@ def _check(restarts: Restarts) -> None:
     count = len(_blocks(model, restarts.paths))
     if restarts.phases.layers is not None and restarts.phases.layers > count:
         raise ValueError(f"layers must be at most {count}, the number of adapted blocks, got {restarts.phases.layers}")
+
+
+def _check_moments(restarts: Restarts, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse factors in float16 where the optimizer keeps second moments in their type, as those of torch do.
+
+    The gradients after a restart are so small that their squares are zero in float16. A first moment that is not is
+    then divided by Adam's epsilon alone, and a step is larger by orders of magnitude.
+    """
+    buckets = optimizer.buckets if isinstance(optimizer, LowRankOptimizer) else []
+    precise = {id(adapter) for bucket in buckets for adapter in bucket.adapters}
+    for path in restarts.paths:
+        adapter = restarts.adapter(path)
+        if id(adapter) not in precise and any(p.dtype == torch.float16 for p in adapter.parameters()):
+            raise ValueError(
+                f"the factors of {path} are in float16, in which the second moments of AdamW vanish after a restart; "
+                "adapt the model with dtype=torch.float32 (the default) or torch.bfloat16"
+            )

@@ -14,7 +14,7 @@ from lowrank_sp.coverage import covers
 __all__ = ["ZerothOrder"]
 
 
-@covers("O23")
+@covers("O23", "B06")
 class ZerothOrder:
     """MeZO: the mean of ``z (L(theta + eps z) - L(theta - eps z)) / (2 eps)`` over Gaussian z as a gradient.
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from ..files import write_json, write_tensors
 from ..life import trained_adapters
 from ..trainer import trained_state, without_gradient
 
-__all__ = ["Finished", "LeanTrainer", "Log", "Watch", "accuracy", "last_checkpoint", "most_likely"]
+__all__ = ["Finished", "LeanTrainer", "Log", "Watch", "accuracy", "last_checkpoint", "most_likely", "restored_at_end"]
 
 _MARK = "complete.json"
 
@@ -23,8 +25,17 @@ _MARK = "complete.json"
 class LeanTrainer(Trainer):
     """A Trainer whose checkpoints hold what trains instead of the whole model.
 
-    It differs in `save_model` only; loading is that of transformers, which takes the part that a file holds.
+    Loading is that of transformers, which takes the part that a file holds. ``rise``, where there is one, is a factor
+    of the learning rate by step, beside that of the schedule.
     """
+
+    rise: Callable[[int], float] | None = None
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        schedule: Any = super().create_scheduler(*args, **kwargs)
+        if self.rise is not None:
+            schedule.lr_lambdas = [partial(_product, self.rise, factor) for factor in schedule.lr_lambdas]
+        return schedule
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write ``model.safetensors`` with the adapters and whatever else trains."""
@@ -35,6 +46,10 @@ class LeanTrainer(Trainer):
             folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             write_tensors(folder / "model.safetensors", trained_state(self.model), {})
+
+
+def _product(first: Callable[[int], float], second: Callable[[int], float], step: int) -> float:
+    return first(step) * second(step)
 
 
 class Finished(TrainerCallback):
@@ -52,6 +67,23 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
 
+def restored_at_end(trainer: LeanTrainer, checkpoint: str | None) -> bool:
+    """Whether a checkpoint is the end of its run; model and log are then as they were there.
+
+    The Trainer would take one more step, wherever the last epoch is not whole.
+    """
+    if checkpoint is None or trainer.is_fsdp_enabled:
+        return False
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.create_optimizer_and_scheduler(state.max_steps)
+    trainer._load_optimizer_and_scheduler(checkpoint)  # what hangs on the optimizer may change the model
+    trainer.state = state
+    return True
+
+
 class Log(TrainerCallback):
     """Appends every row that the Trainer logs to a file; a resumed run first puts back the rows of its checkpoint."""
 
@@ -60,12 +92,16 @@ class Log(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
+            self.path.write_text("".join(map(_line, state.log_history)), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and state.log_history:
             with open(self.path, "a", encoding="utf-8") as rows:
-                rows.write(json.dumps(state.log_history[-1]) + "\n")
+                rows.write(_line(state.log_history[-1]))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True) + "\n"
 
 
 class Watch(TrainerCallback):

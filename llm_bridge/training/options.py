@@ -9,9 +9,10 @@ from lowrank_sp.parameterizations import DiagonalCore
 
 from ..recipe import Recipe, recipe
 
-__all__ = ["TASKS", "FinetuneOptions"]
+__all__ = ["RESTARTS", "TASKS", "FinetuneOptions"]
 
 TASKS = ("causal-lm", "classification")
+RESTARTS = ("relora", "periodic-lora", "chain-of-lora")
 
 
 def _option(default: Any, text: str, **how: Any) -> Any:
@@ -37,6 +38,10 @@ class FinetuneOptions:
     target_rank: int | None = _option(
         None, "rank that is left in the end on average, as AdaLoRA chooses components; for recipes with gates"
     )
+    restarts: str | None = _option(
+        None, "train in phases: keep what the factors have learned, and start them again", choices=RESTARTS
+    )
+    restart_every: int | None = _option(None, "steps between restarts (default: a quarter of the run)")
     alpha: float | None = _option(None, "scale of the updates before the recipe divides it (default: twice the rank)")
     targets: str | tuple[str, ...] = _option(
         "all-linear", "layers: all-linear, names, or regular expressions", nargs="+"
@@ -71,10 +76,11 @@ class FinetuneOptions:
         if self.task not in TASKS:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         _check_target(recipe(self.recipe), self.rank, self.target_rank)
+        _check_restarts(recipe(self.recipe), self)
         for name in ("rank", "batch_size", "accumulate", "calibration_batches", "epochs", "lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("steps", "every", "alpha", "head_lr"):
+        for name in ("steps", "every", "restart_every", "alpha", "head_lr"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.max_length < 2:
@@ -92,3 +98,19 @@ def _check_target(made: Recipe, rank: int, target: int | None) -> None:
         raise ValueError(f"target_rank must lie between 1 and rank, {rank}, got {target}")
     if not (isinstance(made.form, type) and issubclass(made.form, DiagonalCore)):
         raise ValueError(f"target_rank needs components with gates, which {made.name!r} does not have; take 'adalora'")
+
+
+def _check_restarts(made: Recipe, options: FinetuneOptions) -> None:
+    if options.restarts is None:
+        if options.restart_every is not None:
+            raise ValueError(f"restart_every is for runs with restarts; add one of {', '.join(RESTARTS)}")
+        return
+    if options.restarts not in RESTARTS:
+        raise ValueError(f"restarts must be one of {', '.join(RESTARTS)}, got {options.restarts!r}")
+    if options.target_rank is not None:
+        raise ValueError("restarts and target_rank exclude each other: phases begin with all components")
+    if not (made.combine.additive and made.mergeable) or made.shares or made.init.needs is not None:
+        raise ValueError(
+            f"recipe {made.name!r} cannot begin again: restarts need updates that are added to the weight, are not "
+            "shared by layers, and start without data; take one such as 'lora'"
+        )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..inject import adapted
+from ..inject import adapted, setups
 from ..life import combined
 from ..summary import summary
 
@@ -29,7 +29,7 @@ class SiteRanks:
     out, inputs, rank : int
         Of the layer, and of its adapter.
     before, after : float
-        Of the pretrained weight, and of the weight with its update.
+        Of the pretrained weight, and of the weight with its update; NaN where the update is no matrix.
     update : float
         Of the update itself; NaN where it is zero.
     norm : float
@@ -56,7 +56,8 @@ def stable_ranks(model: nn.Module) -> list[SiteRanks]:
     for site in summary(model).sites:
         layer = layers[site.path]
         weight = layer.kind.weight(layer.base).detach().float()
-        before, after = _stable_rank(weight), _stable_rank(combined(layer, weight))
+        merges = all(setups(model)[name].recipe.mergeable for name in layer.active)
+        before, after = _stable_rank(weight), _stable_rank(combined(layer, weight)) if merges else float("nan")
         found.append(
             SiteRanks(
                 site.path,
@@ -117,22 +118,27 @@ def draw_curves(folder: Path, history: Sequence[Mapping[str, Any]], heading: str
         if with_accuracy:
             axes[0, 1].plot(*found["eval_accuracy"], color=style.PALETTE[1], marker="o")
             axes[0, 1].set(xlabel="step", ylabel="accuracy in evaluation")
+            axes[0, 1].set_ylim(top=min(axes[0, 1].get_ylim()[1], 1.02))
     style.save(fig, folder, "loss")
 
 
 def draw_ranks(folder: Path, ranks: Sequence[SiteRanks], heading: str) -> None:
     """``stable_rank.png`` and ``.svg``: of every update, and of every weight before and after."""
+    from matplotlib.ticker import LogFormatter
+
     from studies import style
 
     fig, axes = style.figure(heading, 2, 1, width=8.0, height=3.0, sharex=True)
     place = range(len(ranks))
     with style.context():
         axes[0].plot(place, [r.update for r in ranks], "o-", color=style.PALETTE[0], label="update")
-        axes[0].plot(place, [r.rank for r in ranks], ":", color=style.PALETTE[9], label="its rank")
+        axes[0].plot(place, [r.rank for r in ranks], ":", color=style.PALETTE[9], label="rank it was given")
         axes[1].plot(place, [r.before for r in ranks], "o-", color=style.PALETTE[9], label="weight before")
         axes[1].plot(place, [r.after for r in ranks], "s--", color=style.PALETTE[1], label="weight after")
         for ax in axes:
             ax.set(ylabel="stable rank", yscale="log")
+            ax.yaxis.set_major_formatter(LogFormatter())  # 20 rather than 2 x 10^1
+            ax.yaxis.set_minor_formatter(LogFormatter())
             ax.legend()
         axes[1].set(xlabel=f"adapted layer, from {ranks[0].path} to {ranks[-1].path}")
     style.save(fig, folder, "stable_rank")

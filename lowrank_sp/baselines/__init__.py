@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .admm import ADMM, RobustADMM
+from .conditional import FrankWolfe, RankOnePursuit
+from .grassmann import GrassmannTucker
 from .pursuit import PCP
 from .shrinkage import APG, SVT, SoftImpute
 from .tensor import CPALS, HOOI, TTSVD
@@ -22,7 +24,10 @@ __all__ = [
     "SVT",
     "TENSOR_BASELINES",
     "TTSVD",
+    "FrankWolfe",
+    "GrassmannTucker",
     "PowerDeflation",
+    "RankOnePursuit",
     "RobustADMM",
     "SoftImpute",
 ]
@@ -30,4 +35,6 @@ __all__ = [
 BASELINES: dict[str, Callable[..., Any]] = {
     f.__name__: f for f in (SoftImpute, APG, SVT, SVP, NIHT, ADMM, PCP, RobustADMM)
 }
-TENSOR_BASELINES: dict[str, Callable[..., Any]] = {f.__name__: f for f in (CPALS, HOOI, TTSVD, PowerDeflation)}
+TENSOR_BASELINES: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (CPALS, HOOI, TTSVD, PowerDeflation, GrassmannTucker)
+}

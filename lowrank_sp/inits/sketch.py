@@ -81,7 +81,9 @@ def spectral(problem: Any, form: Any, rank: int, seed: Any = 0) -> Any:
         return tensor_spectral(problem, form, rank)
     width = rank if form.universal else reach(form, problem.shape, rank)
     u, s, v = truncated_svd(problem.surrogate(), problem, width, np.random.default_rng(seed))
-    root = (s**0.5)[..., None, :]
+    # The scale is matched to the data in any case; that of the surrogate may have squares beyond the range of the type.
+    top = s[..., :1]
+    root = ((s / (top + (top == 0))) ** 0.5)[..., None, :]
     return _scaled(problem, form, u * root, v * root, rank)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Configured, Gauged, Multilinear, factorization
 from ..rearrange import Tiling, as_blocks, is_array, tiles
@@ -193,7 +194,7 @@ def _spread(factors: Array, flipped: bool = False) -> Array:
     With ``flipped`` they are (..., J, I, q, r), and the column blocks stay in the order (i, j).
     """
     i, j, p, r = factors.shape[-4:]
-    eye = xp.asarray_like(xp.namespace(factors).eye(i), factors)
+    eye = identity(i, factors)
     full = factors.swapaxes(-3, -2)[..., :, :, None, :, :] * eye[:, None, :, None, None]  # (..., i, p, i', j, r)
     if flipped:
         full = full.swapaxes(-3, -2)
@@ -272,7 +273,7 @@ class BlockDiagonal(_Blocks):
     def dense(self):
         k, _, p, q = self.tiling
         blocks = (self.left @ xp.adjoint(self.right))[..., :, :, None, :]
-        eye = xp.asarray_like(xp.namespace(blocks).eye(k), blocks)
+        eye = identity(k, blocks)
         full = blocks * eye[:, None, :, None]
         return full.reshape(*full.shape[:-4], k * p, k * q)
 
@@ -315,6 +316,6 @@ def diagonal_products(g: Any, factors: Array, tiling: Tiling) -> Array:
 def _scatter(blocks: Array) -> Array:
     """(..., k, p, r) to the block diagonal (..., k p, k r)."""
     k, p, r = blocks.shape[-3:]
-    eye = xp.asarray_like(xp.namespace(blocks).eye(k), blocks)
+    eye = identity(k, blocks)
     full = blocks[..., :, :, None, :] * eye[:, None, :, None]
     return full.reshape(*blocks.shape[:-3], k * p, k * r)

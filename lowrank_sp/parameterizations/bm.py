@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import kernels, xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import ByFactor, Gauged, MatrixFactors, Multilinear, factorization
 from .outer import Outer
@@ -159,7 +160,7 @@ def whole_product(point: MatrixFactors) -> tuple[Array, Array]:
     dense = point.dense()
     m, n = dense.shape[-2:]
     backend = xp.namespace(dense)
-    eye = xp.asarray_like(backend.eye(min(m, n)), dense) + backend.zeros_like(dense[..., :1, :1])
+    eye = identity(min(m, n), dense) + backend.zeros_like(dense[..., :1, :1])
     return (dense, eye) if n <= m else (eye, xp.adjoint(dense))
 
 

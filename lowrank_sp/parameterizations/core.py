@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Gauged, Multilinear, factorization
 from .bm import resized, sampled_product
@@ -88,13 +89,23 @@ class WithCore(CoreImage, Multilinear):
 
 def whiten_core(p: Array, q: Array, g: Array, damping: Any) -> Array:
     """Solve ``p x q + damping x = g`` for Hermitian PSD ``p`` and ``q``."""
+    if xp.is_remote(g) and isinstance(damping, (float, int)) and damping == 0:
+        # Eigenvectors would make the host wait for the device; two divisions do not.
+        return xp.divide_psd(xp.adjoint(xp.divide_psd(xp.adjoint(g), p)), q)
     backend = xp.namespace(p, q, g)
     dp, up = backend.linalg.eigh(p)
     dq, uq = backend.linalg.eigh(q)
     products = dp[..., :, None] * dq[..., None, :]
     floor = 10.0 * xp.eps(g) * products[..., -1:, -1:] + float(backend.finfo(g.dtype).tiny) ** 0.5
-    shifted = products + xp.asarray_like(xp.expand(damping, 2), products)
-    return up @ ((xp.adjoint(up) @ g @ uq) / backend.maximum(shifted, floor)) @ xp.adjoint(uq)
+    shifted = backend.maximum(shift(products, damping), floor)
+    return up @ ((xp.adjoint(up) @ g @ uq) / shifted) @ xp.adjoint(uq)
+
+
+def shift(values: Array, damping: Any, ndim: int = 2) -> Array:
+    """``values + damping``, which is a number or an array (...); a number is not copied to the device."""
+    if isinstance(damping, (float, int)):
+        return values + damping
+    return values + xp.asarray_like(xp.expand(damping, ndim), values)
 
 
 class WithValues(Multilinear, Outer):
@@ -186,7 +197,7 @@ class Core(WithCore, Gauged):
         """The identity in the middle."""
         left, right = resized(left, right, rank)
         backend = xp.namespace(left, right)
-        eye = xp.asarray_like(backend.eye(left.shape[-1]), left)
+        eye = identity(left.shape[-1], left)
         return cls(left, eye + backend.zeros_like(left[..., :1, :1]), right)
 
     def gauge(self, q):

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Gauged, Multilinear
 from ..tensors import take_rows
@@ -91,7 +92,7 @@ class CP(Multilinear, TensorFactors, ByOrder, Gauged):
 
     def train(self):
         first, *middle, last = self.arrays()
-        eye = xp.asarray_like(np.eye(self.rank), first)
+        eye = identity(self.rank, first)
         cores = [eye[:, None, :] * a[..., None, :, :] for a in middle]
         return [first[..., None, :, :], *cores, last.mT[..., None]]
 

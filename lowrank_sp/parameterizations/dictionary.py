@@ -200,13 +200,22 @@ class RandLoRA(Sided, FixedSide, Multilinear, Unconvertible, Configured):
         return _flat(terms if scales is None else terms * scales.mT[..., None])
 
     def pull_moving(self, cotangent):
-        return self._chained(0, cotangent), self._chained(1, cotangent), None, None
+        parts = self._parts(cotangent)
+        return self._pulled(0, parts), self._pulled(1, parts), None, None
 
     def _chained(self, index, cotangent):
-        parts = self.shared.conj()[..., :, None, :] * cotangent.reshape(*cotangent.shape[:-1], *self.values.shape[-2:])
+        return self._pulled(index, self._parts(cotangent))
+
+    def _parts(self, cotangent: Array) -> Array:
+        """Times A, term by term: (..., s, N, r)."""
+        return self.shared.conj()[..., :, None, :] * cotangent.reshape(*cotangent.shape[:-1], *self.values.shape[-2:])
+
+    def _pulled(self, index: int, parts: Array) -> Array:
+        """Sums with the other array, as products, which form nothing of the size of the parts."""
+        einsum = xp.namespace(parts).einsum
         if index == 0:
-            return (parts * self.values.conj()[..., None, :, :]).sum(-1).mT
-        return (parts * self.scales.mT.conj()[..., None]).sum(-3)
+            return einsum("...snr,...nr->...ns", parts, self.values.conj())
+        return einsum("...snr,...ns->...nr", parts, self.scales.conj())
 
     def _white(self, index, g, damping):
         gram = xp.gram(self.fixed())

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import ByFactor, Configured, factorization
 from ..rearrange import is_array
@@ -98,7 +99,7 @@ class _Elementwise(ByFactor, Unconvertible, Configured):
     def expansion(self, direction, wrt):
         pairs = enumerate(direction.arrays())
         moved = self._inside.pushforward(BurerMonteiro(*[d if i in wrt else 0 * d for i, d in pairs]))
-        eye = xp.asarray_like(xp.namespace(moved).eye(self.shape[1]), moved)
+        eye = identity(self.shape[1], moved)
         return [[BurerMonteiro(moved * self._slopes(self._inside.dense()), eye + 0 * moved[..., :1, :1])]]
 
 

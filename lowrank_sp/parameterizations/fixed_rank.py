@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import factorization
 from ..spaces import FLAT, STIEFEL
@@ -90,7 +91,7 @@ class FixedRank(CoreImage):
         left = cat((self.left @ self.core + step.left[..., : self.rank], self.left), -1)
         u, s, v = thin_svd(left, step.right)
         r = self.rank
-        core = s[..., :r, None] * xp.asarray_like(xp.namespace(s).eye(r), s)
+        core = s[..., :r, None] * identity(r, s)
         return FixedRank(u[..., :r], xp.asarray_like(core, u), v[..., :r])
 
     def transport(self, new, vector):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import xp
+from ..constants import steps
 from ..coverage import covers
 from ..factors import Multilinear, factorization
 from ..indexing import beside, draw, gather, scatter
@@ -155,8 +156,7 @@ class Fourier(Arraywise, Multilinear, OfShape):
         (m, n), (u, v) = self.shape, self._waves()
         backend = xp.namespace(self.values)
         left, right = (
-            self._turns(beside(np.arange(k), self.values)[:, None] * w[..., None, :] % k, k)
-            for k, w in ((m, u), (n, v))
+            self._turns(steps(k, self.values)[:, None] * w[..., None, :] % k, k) for k, w in ((m, u), (n, v))
         )
         cosines = backend.cos(left) * (g @ backend.cos(right))
         sines = backend.sin(left) * (g @ backend.sin(right))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
-import numpy as np
-
 from .. import xp
+from ..constants import steps
 from ..coverage import covers
 from ..factors import Configured, Multilinear, factorization
 from .bm import resized
@@ -107,7 +106,8 @@ class GroupedInputs(Sided, Multilinear, Configured):
 def _groups(size: int, rank: int, like: Array) -> Array:
     """(size, rank): neighbours in k = gcd(size, rank) groups belong to as many neighbouring channels, entries one."""
     k = gcd(size, rank)
-    return xp.asarray_like(np.kron(np.eye(k), np.ones((size // k, rank // k))), like)
+    rows, cols = steps(size, like) // (size // k), steps(rank, like) // (rank // k)
+    return xp.asarray_like(rows[:, None] == cols, like)
 
 
 @covers("P114")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Gauged, Multilinear
 from ..tensors import SampledTensor, khatri_rao_rows, mode_product, take_rows, unfold
@@ -215,7 +216,7 @@ class HierarchicalTucker(Multilinear, TensorFactors, ByOrder, Gauged):
         for k, i in zip(others, index, strict=True):
             leaves[k] = leaves[k][..., i, None, :]
         for k in (rows, cols):
-            leaves[k] = xp.asarray_like(np.eye(leaves[k].shape[-1]), leaves[k])
+            leaves[k] = identity(leaves[k].shape[-1], leaves[k])
         small = type(self)(*inner, *leaves).dense()
         small = small.reshape(*small.shape[: small.ndim - d], leaves[min(rows, cols)].shape[-1], -1)
         return Core(left, small if rows < cols else small.mT, right.conj())

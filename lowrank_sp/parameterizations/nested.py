@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Configured, Gauged, Multilinear, factorization
 from ..rearrange import is_array
@@ -180,7 +181,7 @@ class MatrixTrain(Arraywise, Multilinear, Unconvertible):
         return xp.namespace(self.first).einsum("...pk,...pqk,...qk->...k", *parts)
 
     def partial(self, index, g):
-        whole = g if is_array(g) else g @ xp.asarray_like(xp.namespace(self.first).eye(self.shape[1]), self.first)
+        whole = g if is_array(g) else g @ identity(self.shape[1], self.first)
         sizes = [a.shape[-2:] for a in self.arrays()]
         blocks = whole.reshape(*whole.shape[:-2], *(k[0] for k in sizes), *(k[1] for k in sizes))
         names = ["...pad", "...pqbe", "...qcf"]

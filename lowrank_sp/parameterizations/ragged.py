@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Configured, Multilinear, factorization
 from ..rearrange import Tiling, is_array
@@ -151,7 +152,7 @@ class RaggedGrid(Arraywise, Multilinear, Channels, Configured):
         return [slice(a, b) for a, b in pairwise(ends)]
 
     def dense(self):
-        eye = xp.asarray_like(xp.namespace(self.left).eye(self.shape[1]), self.left)
+        eye = identity(self.shape[1], self.left)
         return self.apply(eye).mT
 
     def narrow(self):

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Configured, factorization
 from ..rearrange import Tiling
 from .block import diagonal_products
-from .rotation import Multiplicative, square_side
+from .rotation import Multiplicative, inverse, square_side
 from .sided import divide
 
 __all__ = ["EtherPlus", "Householder"]
@@ -35,8 +36,13 @@ def _rows(x: Array, blocks: Array, change: Any) -> Array:
 
 def _half_upper(a: Array) -> Array:
     """The strict upper triangle and half of the diagonal: r x r matrices."""
-    r = a.shape[-1]
-    return a * xp.asarray_like(np.triu(np.ones((r, r)), 1) + 0.5 * np.eye(r), a)
+    triu = xp.namespace(a).triu
+    return 0.5 * (triu(a) + triu(a, 1))
+
+
+def _diagonal(a: Array) -> Array:
+    triu = xp.namespace(a).triu
+    return triu(a) - triu(a, 1)
 
 
 @covers("P93", "P96")
@@ -94,15 +100,37 @@ class Householder(Multiplicative, Configured):
 
     def _middle(self) -> Array:
         """M^{-1}, (..., k, r, r)."""
-        return xp.namespace(self.vectors).linalg.inv(_half_upper(xp.gram(self.vectors)))
+        return inverse(_half_upper(xp.gram(self.vectors)))
+
+    def _paired(self) -> tuple[Array, Array]:
+        """Columns V and a matrix K with ``P = I - V K V^H``, which is exactly I where the vectors come in equal pairs.
+
+        With the differences d of the pairs, ``V = [u, d]`` and K is the inverse of ``N = T^H M T``, T the change of
+        columns. The blocks of N are upper triangular, and N_dd vanishes with d, so that K is written with the Schur
+        complement of N_du: its block of u and u is a product with N_dd.
+        """
+        if self.vectors.shape[-1] % 2:
+            return self.vectors, self._middle()
+        u, triu, cat = self.vectors[..., 0::2], xp.namespace(self.vectors).triu, xp.namespace(self.vectors).concatenate
+        columns = cat((u, self.vectors[..., 1::2] - u), -1)
+        k, gram = u.shape[-1], xp.gram(columns)
+        uu, ud, du, dd = gram[..., :k, :k], gram[..., :k, k:], gram[..., k:, :k], gram[..., k:, k:]
+        half = 0.5 * _diagonal(uu)
+        first = inverse(triu(du, 1) - half)
+        small = first @ (_half_upper(dd) - 0.5 * (_diagonal(ud) - _diagonal(du)))
+        upper = _half_upper(uu)
+        second = inverse(triu(ud) + half - upper @ small)
+        other = -second @ upper @ first
+        rows = cat((-small @ second, first - small @ other), -1), cat((second, other), -1)
+        return columns, cat(rows, -2)
 
     def dense(self):
-        eye = xp.asarray_like(xp.namespace(self.vectors).eye(self.shape[0]), self.vectors)
+        eye = identity(self.shape[0], self.vectors)
         return self.apply(eye + 0 * self.vectors[..., 0, :1, :1]).mT
 
     def apply(self, x):
-        u, middle = self.vectors, self._middle()
-        return _rows(x, u, lambda parts: -((parts @ u.conj()) @ middle.mT) @ u.mT)
+        v, middle = self._paired()
+        return _rows(x, v, lambda parts: -((parts @ v.conj()) @ middle.mT) @ v.mT)
 
     def entries(self, rows, cols):
         b = self.vectors.shape[-2]
@@ -120,7 +148,7 @@ class Householder(Multiplicative, Configured):
             first = (thin @ inner.mT - other @ middle.mT) @ u.mT
             return first - (thin @ middle.mT) @ d.mT - parts
 
-        eye = xp.asarray_like(xp.namespace(u).eye(self.shape[0]), u) + 0 * u[..., 0, :1, :1]
+        eye = identity(self.shape[0], u) + 0 * u[..., 0, :1, :1]
         return _rows(eye, u, change).mT
 
     def partial(self, index, g):
@@ -189,7 +217,7 @@ class EtherPlus(Multiplicative):
         return list(zip((-1.0, 1.0), columns, squares, strict=True))
 
     def dense(self):
-        eye = xp.asarray_like(xp.namespace(self.minus).eye(self.shape[0]), self.minus)
+        eye = identity(self.shape[0], self.minus)
         return self.apply(eye + 0 * self.minus[..., :1, :1]).mT
 
     def apply(self, x):
@@ -220,7 +248,7 @@ class EtherPlus(Multiplicative):
             return total
 
         first = self.minus[..., :, None]
-        eye = xp.asarray_like(xp.namespace(first).eye(self.shape[0]), first) + 0 * self.minus[..., :1, :1]
+        eye = identity(self.shape[0], first) + 0 * self.minus[..., :1, :1]
         return _rows(eye, first, change).mT
 
     def partial(self, index, g):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from .. import xp
+from ..constants import identity, triangle
 from ..coverage import covers
 from ..factors import ByFactor, Configured, factorization
-from ..indexing import beside, scatter
+from ..indexing import scatter
 from ..rearrange import is_array
 from .bm import BurerMonteiro, whole_product
 from .sided import Unconvertible
@@ -32,11 +33,25 @@ class Multiplicative(ByFactor, Unconvertible):
 
     polynomial = False
     zeros = ()
+    closed: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
     def identity(cls, n: int, size: Any, rng: Any, batch: tuple[int, ...] = ()) -> Self:
         """A NumPy point with ``P = I`` at which the gradient of every array can be other than zero."""
+
+    def blocky(self, rows: int) -> bool:
+        """Whether products with diagonal `blocks` are the cheapest way to apply P to so many rows."""
+        return False
+
+    def blocks(self, rows: int) -> Array:
+        """Diagonal blocks (..., n / c, c, c) of P, for so many rows."""
+        raise TypeError(f"{type(self).__name__} has no blocks that are cheaper than its own way of applying")
+
+    @classmethod
+    def pull_blocks(cls, blocks: Array, cotangent: Array) -> tuple[Array, ...]:
+        """Gradients of the arrays from that of the `blocks`, where the form is ``closed``: from these alone."""
+        raise TypeError(f"{cls.__name__} has no gradient that follows from blocks alone")
 
     @abstractmethod
     def _moved(self, direction: Self) -> Array:
@@ -52,7 +67,7 @@ class Multiplicative(ByFactor, Unconvertible):
     def expansion(self, direction, wrt):
         pairs = enumerate(direction.arrays())
         moved = self._moved(type(self)(*[d if i in wrt else 0 * d for i, d in pairs]))
-        eye = xp.asarray_like(xp.namespace(moved).eye(moved.shape[-1]), moved)
+        eye = identity(moved.shape[-1], moved)
         return [[BurerMonteiro(moved, eye + 0 * moved[..., :1, :1])]]
 
 
@@ -63,17 +78,23 @@ def square_side(shape: tuple[int, int]) -> int:
     return int(shape[0])
 
 
+def inverse(matrices: Array) -> Array:
+    """Of matrices (..., b, b) that have one: torch does not look, for which an accelerator would have to wait."""
+    linalg = xp.namespace(matrices).linalg
+    return linalg.inv_ex(matrices).inverse if xp.is_torch(matrices) else linalg.inv(matrices)
+
+
 def _skew(angles: Array, side: int) -> Array:
     """The skew (Hermitian) matrices (..., b, b) with these entries above the diagonal."""
-    rows, cols = np.triu_indices(side, 1)
-    upper = scatter(angles, beside(rows * side + cols, angles), side * side)
+    rows, cols = triangle(side, angles)
+    upper = scatter(angles, rows * side + cols, side * side)
     upper = upper.reshape(*upper.shape[:-1], side, side)
     return upper - xp.adjoint(upper)
 
 
 def _upper(matrices: Array) -> Array:
     """The entries above the diagonals."""
-    rows, cols = np.triu_indices(matrices.shape[-1], 1)
+    rows, cols = triangle(matrices.shape[-1], matrices)
     return matrices[..., rows, cols]
 
 
@@ -119,6 +140,11 @@ class Butterfly(Multiplicative, Configured):
         return cls.configured(f"Butterfly{int(factors)}", int(factors))
 
     @classmethod
+    def _completed(cls, form):
+        form.closed = form.settings == (1,)
+        return form
+
+    @classmethod
     def identity(cls, n, size, rng, batch=()):
         return cls(np.zeros((*batch, *cls.shapes((n, n), size)[0])))
 
@@ -143,9 +169,9 @@ class Butterfly(Multiplicative, Configured):
     def _cayley(self) -> tuple[Array, Array]:
         """All blocks (..., f, n / b, b, b), and ``(I - Q)^{-1}``."""
         q = _skew(self.angles, self._side)
-        backend = xp.namespace(q)
-        inverse = backend.linalg.inv(xp.asarray_like(backend.eye(self._side), q) - q)
-        return 2 * inverse - xp.asarray_like(backend.eye(self._side), q), inverse
+        eye = identity(self._side, q)
+        inverted = inverse(eye - q)
+        return 2 * inverted - eye, inverted
 
     def _grouped(self, x: Array, factor: int) -> Array:
         """Rows (..., n) as (..., n / b, b): the coordinates that the blocks of a factor act on."""
@@ -184,15 +210,25 @@ class Butterfly(Multiplicative, Configured):
     # the form -------------------------------------------------------------------------------------
     def dense(self):
         n = self.shape[0]
-        eye = xp.asarray_like(xp.namespace(self.angles).eye(n), self.angles)
+        eye = identity(n, self.angles)
         return self.apply(eye + 0 * self.angles[..., 0, :1, :1]).mT
 
+    def blocky(self, rows):
+        return self._count == 1 or (self._span < rows and self._span <= LARGEST_BLOCK)
+
+    def blocks(self, rows):
+        return self._cayley()[0][..., 0, :, :, :] if self._count == 1 else self._composed()
+
+    @classmethod
+    def pull_blocks(cls, blocks, cotangent):
+        # From P = 2 (I - Q)^{-1} - I follows (I - Q)^{-1} = (P + I) / 2.
+        twice = xp.adjoint(blocks + identity(blocks.shape[-1], blocks))
+        pulled = twice @ cotangent @ twice
+        return (_upper(pulled - xp.adjoint(pulled))[..., None, :, :] / 2,)
+
     def apply(self, x):
-        if self._count == 1:
-            return self._blockwise(x, self._cayley()[0][..., 0, :, :, :])
-        if self._span < x.shape[-2] and self._span <= LARGEST_BLOCK:
-            return self._blockwise(x, self._composed())
-        return self._stepwise(x)
+        rows = x.shape[-2]
+        return self._blockwise(x, self.blocks(rows)) if self.blocky(rows) else self._stepwise(x)
 
     def _stepwise(self, x: Array) -> Array:
         """Factor after factor."""
@@ -209,8 +245,8 @@ class Butterfly(Multiplicative, Configured):
     def _composed(self) -> Array:
         """These blocks of P: (..., n / span, span, span), from as many rows as one of them has."""
         n, span = self.shape[0], self._span
-        eye = xp.asarray_like(np.tile(np.eye(span), (1, n // span)), self.angles)
-        rows = self._stepwise(eye + 0 * self.angles[..., 0, :1, :1])
+        eyes = xp.namespace(self.angles).concatenate([identity(span, self.angles)] * (n // span), -1)
+        rows = self._stepwise(eyes + 0 * self.angles[..., 0, :1, :1])
         return rows.reshape(*rows.shape[:-1], -1, span).swapaxes(-3, -2).mT
 
     def entries(self, rows, cols):
@@ -220,9 +256,9 @@ class Butterfly(Multiplicative, Configured):
         return self._cayley()[0][..., 0, rows // b, rows % b, cols % b] * (rows // b == cols // b)
 
     def _moved(self, direction):
-        (blocks, inverse), n = self._cayley(), self.shape[0]
-        changes = 2 * inverse @ _skew(direction.angles, self._side) @ inverse
-        x = xp.asarray_like(xp.namespace(blocks).eye(n), blocks) + 0 * self.angles[..., 0, :1, :1]
+        (blocks, inverted), n = self._cayley(), self.shape[0]
+        changes = 2 * inverted @ _skew(direction.angles, self._side) @ inverted
+        x = identity(n, blocks) + 0 * self.angles[..., 0, :1, :1]
         moved = 0 * x
         for i in reversed(range(self._count)):
             block, change = (a[..., i, :, :, :].mT for a in (blocks, changes))
@@ -231,8 +267,8 @@ class Butterfly(Multiplicative, Configured):
         return moved.mT
 
     def partial(self, index, g):
-        whole = g if is_array(g) else g @ xp.asarray_like(np.eye(self.shape[0]), self.angles)
-        (blocks, inverse), grads = self._cayley(), []
+        whole = g if is_array(g) else g @ identity(self.shape[0], self.angles)
+        (blocks, inverted), grads = self._cayley(), []
         for i in range(self._count - 1):  # what stands to the left of the last factor, undone
             whole = self._times(whole.mT, blocks[..., i, :, :, :].conj(), i).mT
         for i in reversed(range(self._count)):
@@ -242,15 +278,15 @@ class Butterfly(Multiplicative, Configured):
                 whole = self._times(whole, xp.adjoint(blocks[..., i, :, :, :]), i)
                 whole = self._times(whole.mT, blocks[..., i - 1, :, :, :].mT, i - 1).mT
         stacked = xp.namespace(whole).stack(grads[::-1], -4)
-        pulled = 2 * xp.adjoint(inverse) @ stacked @ xp.adjoint(inverse)
+        pulled = 2 * xp.adjoint(inverted) @ stacked @ xp.adjoint(inverted)
         return _upper(pulled - xp.adjoint(pulled))
 
     def pullback(self, g):
         return type(self)(self.partial(0, g))
 
     def whiten(self, grad, damping=0.0):
-        inverse = self._cayley()[1]
-        values, vectors = xp.namespace(inverse).linalg.eigh(xp.gram(inverse))
+        inverted = self._cayley()[1]
+        values, vectors = xp.namespace(inverted).linalg.eigh(xp.gram(inverted))
         weights = 8 * values[..., :, None] * values[..., None, :] + xp.expand(damping, 4)
         turned = xp.adjoint(vectors) @ _skew(grad.angles, self._side) @ vectors / weights
         return type(self)(_upper(vectors @ turned @ xp.adjoint(vectors)))

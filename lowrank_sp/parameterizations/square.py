@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import xp
+from ..constants import identity, steps
 from ..coverage import covers
 from ..factors import Multilinear, factorization
 from ..indexing import beside, gather, scatter
@@ -152,7 +153,7 @@ def _sums(a: Array, index: Array, size: int) -> Array:
 
 def _indicator(index: Array, like: Array) -> Array:
     """The matrix (..., n, k) with a one in the column that every row belongs to."""
-    eye = xp.asarray_like(xp.namespace(like).eye(like.shape[-1]), like)
+    eye = identity(like.shape[-1], like)
     return eye[index]
 
 
@@ -206,20 +207,21 @@ class RotatedSquare(Arraywise, Multilinear, OfShape):
     def _groups(self) -> int:
         return -(-self.shape[1] // self.square.shape[-1])
 
-    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+    def _places(self) -> tuple[Array, Array]:
         """For every output its place among those of the groups, and for every place its input."""
         m, n = self.shape
         places = self._groups * self.square.shape[-1]
-        return np.arange(m) % places, np.arange(places) % n
+        return steps(m, self.square) % places, steps(places, self.square) % n
 
     def _turned(self, x: Array, sign: float) -> Array:
         """Vectors (..., g, k) of all groups, turned forth or back."""
-        k = x.shape[-1]
+        k, backend = x.shape[-1], xp.namespace(x)
         half = k // 2
-        angles = np.outer(np.arange(self._groups), 10000.0 ** (-2 * np.arange(half) / k))
-        cos, sin = (xp.asarray_like(a, x) for a in (np.cos(angles), sign * np.sin(angles)))
+        groups, planes = (backend.asarray(steps(c, x), dtype=backend.float64) for c in (self._groups, half))
+        angles = groups[:, None] * 10000.0 ** (planes * (-2 / k))
+        cos, sin = (xp.asarray_like(a, x) for a in (backend.cos(angles), sign * backend.sin(angles)))
         a, b = x[..., :half], x[..., half : 2 * half]
-        return xp.namespace(x).concatenate((a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]), -1)
+        return backend.concatenate((a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]), -1)
 
     def _blocks(self) -> Array:
         """M R_b: (..., g, k, k)."""
@@ -231,14 +233,19 @@ class RotatedSquare(Arraywise, Multilinear, OfShape):
         return whole_product(self)
 
     def dense(self):
-        eye = xp.asarray_like(xp.namespace(self.square).eye(self.shape[1]), self.square)
+        eye = identity(self.shape[1], self.square)
         return self.apply(eye).mT
 
     def apply(self, x):
-        rows, cols = self._places()
-        groups = x[..., cols].reshape(*x.shape[:-1], self._groups, -1)
-        out = self._turned(groups, 1.0) @ self.square.mT[..., None, :, :]
-        return out.reshape(*out.shape[:-2], -1)[..., rows]
+        # Turned blocks of M in place of turned groups of x, of which there are more numbers where there are many rows.
+        (m, n), blocks = self.shape, self._blocks()
+        places = blocks.shape[-3] * blocks.shape[-1]
+        cat = xp.namespace(x).concatenate
+        filled = x if places == n else cat((x, x[..., : places - n]), -1)
+        groups = filled.reshape(*x.shape[:-1], *blocks.shape[-3:-1]).swapaxes(-3, -2)
+        out = (groups @ blocks.mT).swapaxes(-3, -2)
+        out = out.reshape(*out.shape[:-2], places)
+        return cat([out] * -(-m // places), -1)[..., :m]
 
     def entries(self, rows, cols):
         k, n = self.square.shape[-1], self.shape[1]
@@ -250,10 +257,10 @@ class RotatedSquare(Arraywise, Multilinear, OfShape):
         return total
 
     def partial(self, index, g):
-        whole = g if is_array(g) else g @ xp.asarray_like(np.eye(self.shape[1]), self.square)
+        whole = g if is_array(g) else g @ identity(self.shape[1], self.square)
         (rows, cols), k = self._places(), self.square.shape[-1]
         spread = whole[..., cols]
-        folded = scatter(spread.mT, beside(rows, self.square), len(cols)).mT
+        folded = scatter(spread.mT, rows, len(cols)).mT
         tiles = folded.reshape(*folded.shape[:-2], self._groups, k, self._groups, k)
         blocks = xp.namespace(tiles).einsum("...bpbq->...pbq", tiles)
         return self._turned(blocks, 1.0).sum(-2)
@@ -263,5 +270,5 @@ class RotatedSquare(Arraywise, Multilinear, OfShape):
 
     def _white(self, index, g, damping):
         rows, k = self._places()[0], g.shape[-1]
-        counts = xp.asarray_like(np.bincount(rows % k, minlength=k), abs(g))
+        counts = scatter(xp.asarray_like(0 * rows + 1, abs(g)), rows % k, k)
         return divide(g, counts[:, None], damping, ndim=2)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import xp
+from ..constants import steps
 from ..coverage import covers
 from ..factors import Multilinear, factorization
 from ..indexing import beside, draw, gather, scatter
@@ -136,7 +137,7 @@ class Sparse(Arraywise, Multilinear, OfShape):
         """Rows and columns of the places in a block diagonal of the whole batch, in one line."""
         (m, n), s = self.shape, self.places.shape[-1]
         places = self.places.reshape(-1, s)
-        block = beside(np.arange(places.shape[0])[:, None], self.values)
+        block = steps(places.shape[0], self.values)[:, None]
         return (places // n + block * m).reshape(-1), (places % n + block * n).reshape(-1)
 
     def apply(self, x):
@@ -150,7 +151,7 @@ class Sparse(Arraywise, Multilinear, OfShape):
     def entries(self, rows, cols):
         (m, n), s = self.shape, self.places.shape[-1]
         places = self.places.reshape(-1, s)
-        block = beside(np.arange(places.shape[0])[:, None], self.values) * (m * n)
+        block = steps(places.shape[0], self.values)[:, None] * (m * n)
         keys, wanted = (places + block).reshape(-1), (rows * n + cols) + block
         index = xp.namespace(keys, wanted).searchsorted(keys, wanted.reshape(-1))
         index = index * (index < keys.shape[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import ByFactor, Configured, factorization
 from ..indexing import draw, scatter
@@ -175,7 +176,7 @@ class LowRankPlusColumns(SidedSum, Unconvertible, Configured, Outer):
 
     def _indicator(self) -> Array:
         """The matrix (..., n, c) that picks the columns."""
-        eye = xp.asarray_like(xp.namespace(self.right).eye(self.shape[1]), self.right)
+        eye = identity(self.shape[1], self.right)
         return eye[self.columns].mT
 
     def product(self):

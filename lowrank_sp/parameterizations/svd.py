@@ -18,7 +18,7 @@ __all__ = ["SVD", "PoLAR"]
 Array = Any
 
 
-@covers("P24", "P25")
+@covers("P24", "P25", "P98")
 @factorization
 class PoLAR(WithCore, Gauged):
     """W = U Theta V^H with U, V on Stiefel manifolds and an unconstrained core Theta.

@@ -8,9 +8,10 @@ from typing import Any, Self
 import numpy as np
 
 from .. import trains, xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Gauged, Multilinear
-from .core import Core
+from .core import Core, shift
 from .tensor import ByOrder, TensorFactors
 
 __all__ = ["TensorTrain", "TrainImage", "bond_ranks"]
@@ -98,7 +99,7 @@ class TrainImage(TensorFactors, ByOrder):
         between = trains.merged(arrays[low + 1 : high]) if high > low + 1 else None
         last = trains.merged(arrays[high:])  # (..., r, n_high, 1)
         left, right = first[..., 0, :, :], last[..., 0].mT
-        core = xp.asarray_like(np.eye(right.shape[-1]), right) if between is None else between[..., 0, :]
+        core = identity(right.shape[-1], right) if between is None else between[..., 0, :]
         core = core + 0 * left[..., :1, :1]
         if rows < cols:
             return Core(left, core, right.conj())
@@ -236,6 +237,6 @@ def _whitened(p: Array, q: Array, g: Array, damping: Any) -> Array:
     dq, uq = backend.linalg.eigh(q)
     products = dp[..., :, None] * dq[..., None, :]
     floor = 10.0 * xp.eps(g) * products[..., -1:, -1:] + float(backend.finfo(g.dtype).tiny) ** 0.5
-    scale = backend.maximum(products + xp.asarray_like(xp.expand(damping, 2), products), floor)
+    scale = backend.maximum(shift(products, damping), floor)
     up, uq, scale = up[..., None, :, :], uq[..., None, :, :], scale[..., None, :, :]
     return up @ ((xp.adjoint(up) @ g @ uq) / scale) @ xp.adjoint(uq)

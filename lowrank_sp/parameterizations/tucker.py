@@ -8,10 +8,11 @@ from typing import Any, Self
 import numpy as np
 
 from .. import trains, xp
+from ..constants import identity
 from ..coverage import covers
 from ..factors import Gauged, Multilinear
 from ..tensors import khatri_rao_rows, mode_product, take_rows, unfold
-from .core import Core
+from .core import Core, shift
 from .diagonalization import compressed, leading_bases
 from .tensor import ByOrder, TensorFactors, check_order
 
@@ -79,7 +80,7 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
         found = dict(zip(self._modes(), given, strict=True))
         order, like = self.ndims[0], core
         eyes = ((k, int(core.shape[core.ndim - order + k])) for k in range(order))
-        return [found[k] if k in found else xp.asarray_like(np.eye(n), like) for k, n in eyes]
+        return [found[k] if k in found else identity(n, like) for k, n in eyes]
 
     @property
     def shape(self):
@@ -111,7 +112,7 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
         given = [bases[k] for k in form._modes()]
         for k in range(order):
             if k not in form._modes():
-                bases[k] = xp.asarray_like(np.eye(ranks[k]), tensor)
+                bases[k] = identity(ranks[k], tensor)
         return form(compressed(tensor, bases), *given)
 
     def dense(self):
@@ -227,7 +228,7 @@ def whitened_core(g: Array, grams: dict[int, Array], order: int, damping: Any) -
     axes = tuple(range(scales.ndim - order, scales.ndim))
     top = (scales.amax(axes, keepdim=True) if xp.is_torch(scales) else scales.max(axes, keepdims=True)) * 10.0
     floor = top * xp.eps(g) + float(backend.finfo(g.dtype).tiny) ** 0.5
-    g = g / backend.maximum(scales + xp.asarray_like(xp.expand(damping, order), scales), floor)
+    g = g / backend.maximum(shift(scales, damping, order), floor)
     for k, vectors in bases.items():
         g = mode_product(g, vectors, k, order)
     return g

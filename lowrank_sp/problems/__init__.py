@@ -6,6 +6,7 @@ from .completion import MatrixCompletion
 from .ensembles import DenseEnsemble, Ensemble, QuadraticEnsemble, RankOneEnsemble, SubsampledOrthogonal
 from .factorization import MatrixFactorization
 from .hankel import HankelCompletion
+from .lifting import lifted, lowered
 from .robust import RobustPCA, RobustSensing
 from .robust_entries import RobustCompletion
 from .sensing import MatrixSensing
@@ -32,5 +33,7 @@ __all__ = [
     "TensorCompletion",
     "TensorFactorization",
     "TensorSensing",
+    "lifted",
+    "lowered",
     "synthetic",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
@@ -15,10 +16,13 @@ __all__ = [
     "as_data",
     "as_indices",
     "check_finite",
+    "check_limits",
     "check_rank",
     "check_shape",
     "check_tensor_order",
     "check_tensor_shape",
+    "freedom",
+    "warn_underdetermined",
     "warn_unobserved",
 ]
 
@@ -37,24 +41,38 @@ class LinearMap(Protocol):
 
 
 def as_data(value: Any, name: str, ndim: int | None = None) -> Array:
-    """``value`` as a floating (or complex) array of its own library, finite, of ``ndim`` axes."""
+    """``value`` as a floating (or complex) array of its own library, finite, of ``ndim`` axes.
+
+    Tensors are detached: no graph of gradients is built through a solve.
+    """
     if not xp.is_torch(value):
-        try:
-            value = np.asarray(value)
-        except (ValueError, TypeError) as error:
-            raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}") from error
-        if value.dtype.kind not in "biufc":
-            raise TypeError(f"{name} must be numeric, got dtype {value.dtype}")
-        if value.dtype.kind in "biu":
-            value = value.astype(float)
-    elif not (value.is_floating_point() or value.is_complex()):
-        value = value.double()
+        value = _as_numpy(value, name)
+    else:
+        value = value.detach()
+        value = value if value.is_floating_point() or value.is_complex() else value.double()
     if ndim is not None and value.ndim < ndim:
         raise ValueError(f"{name} must have at least {ndim} axes, got shape {tuple(value.shape)}")
     if 0 in tuple(value.shape):
         raise ValueError(f"{name} is empty: shape {tuple(value.shape)}")
     check_finite(value, name)
+    _check_range(value, name)
     return value
+
+
+def _as_numpy(value: Any, name: str) -> np.ndarray:
+    """A NumPy array of floating or complex numbers; integers become floating."""
+    if np.ma.is_masked(value):
+        raise TypeError(
+            f"{name} masks {int(np.ma.count_masked(value))} entries; lr.complete, lr.robust_pca and lr.complete_tensor "
+            "take masks for unknown entries, nothing else does"
+        )
+    try:
+        value = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}") from error
+    if value.dtype.kind not in "biufc":
+        raise TypeError(f"{name} must be numeric, got dtype {value.dtype}")
+    return value.astype(float) if value.dtype.kind in "biu" else value
 
 
 def check_finite(value: Array, name: str) -> None:
@@ -63,8 +81,23 @@ def check_finite(value: Array, name: str) -> None:
     if not bool(finite.all()):
         count = int((~finite).sum())
         raise ValueError(
-            f"{name} holds {count} NaN or infinite entries; remove them, or mark unknown entries with "
-            "MatrixCompletion.from_array"
+            f"{name} holds {count} NaN or infinite entries; remove them, or, where they stand for unknown entries, "
+            "take lr.complete or lr.complete_tensor"
+        )
+
+
+def _check_range(value: Array, name: str) -> None:
+    """Raise a ``ValueError`` for data whose squared gradients, which grow as the cube, leave the range of the type."""
+    complex_ = value.is_complex() if xp.is_torch(value) else value.dtype.kind == "c"
+    parts = (value.real, value.imag) if complex_ else (value,)
+    largest = max(max(float(part.max()), -float(part.min())) for part in parts)
+    info = xp.namespace(value).finfo(value.dtype)
+    info = np.finfo(np.float32) if info.bits < 32 else info
+    low, high = float(info.tiny), float(info.max)
+    if largest and not low ** (1 / 3) < largest < high ** (1 / 3):
+        raise ValueError(
+            f"{name} holds values up to {largest:.1e}, whose squared gradients leave the range of {value.dtype}; "
+            "divide the data by a number of that size"
         )
 
 
@@ -72,8 +105,11 @@ def check_shape(shape: Any, name: str = "shape") -> tuple[int, int]:
     """``shape`` as a pair of positive integers."""
     try:
         m, n = (int(k) for k in shape)
+        whole = (m, n) == tuple(shape)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a pair of integers (m, n), got {shape!r}") from error
+    if not whole:
+        raise ValueError(f"{name} must be a pair of integers (m, n), got {shape!r}")
     if m < 1 or n < 1:
         raise ValueError(f"{name} must hold positive integers, got {(m, n)}")
     return m, n
@@ -107,6 +143,20 @@ def check_rank(rank: Any, shape: tuple[int, int]) -> int:
     return int(rank)
 
 
+def check_limits(max_iter: Any, tol: Any) -> None:
+    """Raise a ``ValueError`` unless these are a number of iterations and a tolerance."""
+    number = isinstance(max_iter, Real) and not isinstance(max_iter, bool) and np.isfinite(max_iter)
+    if not (number and max_iter % 1 == 0 and max_iter >= 0):
+        raise ValueError(f"max_iter must be an integer that is not negative, got {max_iter!r}")
+    if not (isinstance(tol, Real) and tol >= 0 and np.isfinite(tol)):
+        raise ValueError(f"tol must be a finite number that is not negative, got {tol!r}")
+
+
+def freedom(shape: tuple[int, int], rank: int) -> int:
+    """Degrees of freedom of the matrices of a rank: ``rank (m + n - rank)``."""
+    return rank * (sum(shape) - rank)
+
+
 def as_indices(value: Any, name: str, size: int) -> Array:
     """Integer indices below ``size``, one axis, of their own library."""
     if not xp.is_torch(value):
@@ -132,5 +182,24 @@ def warn_unobserved(counts: np.ndarray, what: str) -> None:
     if empty:
         warnings.warn(
             f"{empty} of {counts.size} {what} have no observed entry; the solution is undetermined there",
-            stacklevel=3,
+            stacklevel=_outside(),
         )
+
+
+def warn_underdetermined(
+    count: int, unknowns: int, what: str = "measurements", which: str = "degrees of freedom"
+) -> None:
+    """Warn when there are fewer data than unknowns: whatever is found is one of many solutions."""
+    if count < unknowns:
+        warnings.warn(
+            f"{count} {what} for {unknowns} {which}: the solution is not determined; make more, or lower the rank",
+            stacklevel=_outside(),
+        )
+
+
+def _outside() -> int:
+    """The ``stacklevel`` of a warning that points at the caller of the library."""
+    frame, level, package = sys._getframe(1), 1, __name__.partition(".")[0] + "."
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level

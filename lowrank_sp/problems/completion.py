@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from .. import kernels, xp
+from ..constants import triangle
 from ..coverage import covers
 from ..frames import is_frame
-from ..operators import Pattern, SampledMatrix, is_sparse, sparse_entries
+from ..operators import Pattern, SampledMatrix, is_sparse, sparse_entries, unmasked
 from ..parameterizations import BurerMonteiro
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import as_data, as_indices, check_shape, warn_unobserved
@@ -76,6 +77,8 @@ class MatrixCompletion(LeastSquares):
         warn_unobserved(self._masses[1], "columns")
         if self.roots is not None:
             self._masses = [np.bincount(a, xp.to_numpy(self.roots) ** 2, k) for a, k in places]
+        if xp.is_torch(self.data):  # where they are needed
+            self._masses = [xp.asarray_like(a, self.data.real) for a in self._masses]
         self.scale = float(xp.to_numpy(self.inner(self.data, self.data)).max())
         self.nonexpansive = self.roots is None or float(self.roots.max()) <= 1
         self.truth = truth
@@ -83,9 +86,12 @@ class MatrixCompletion(LeastSquares):
 
     @classmethod
     def from_array(cls, array: Any, truth: Any = None, weights: Any = None) -> MatrixCompletion:
-        """From a matrix (m, n) in which NaN marks the unknown entries; ``weights`` (m, n) count where it is known."""
+        """From a matrix (m, n) in which NaN, or the mask of a NumPy masked array, marks the unknown entries.
+
+        ``weights`` (m, n) count where it is known.
+        """
         if not xp.is_torch(array):
-            array = np.asarray(array)
+            array = unmasked(array)
             if array.dtype.kind not in "fc":
                 raise TypeError(f"array must be floating so that NaN can mark unknown entries, got {array.dtype}")
         if array.ndim != 2:
@@ -202,8 +208,9 @@ class MatrixCompletion(LeastSquares):
 
     def _unit(self, other: Array, index: int) -> float:
         """Mean diagonal of the Gram matrices of the rows of block ``index``."""
-        squares = (abs(xp.to_numpy(other)) ** 2).sum(-1, dtype=float)
-        return float(self._masses[1 - index] @ squares) / (self.shape[index] * other.shape[-1])
+        squares = xp.square(other).sum(-1)
+        masses = xp.asarray_like(self._masses[1 - index], squares)
+        return float(masses @ squares) / (self.shape[index] * other.shape[-1])
 
 
 def solve_rows(
@@ -221,19 +228,18 @@ def solve_rows(
     gradient : array (m, r)
     weights : array (N,), optional
     """
-    first, second = np.triu_indices(other.shape[-1])
+    first, second = triangle(other.shape[-1], other, 0)
     packed = pattern.indicator_product(other[:, first].conj() * other[:, second], transposed, weights)
     change = xp.namespace(gradient).empty_like(gradient)
     for start in range(0, gradient.shape[0], ROWS):
         part = slice(start, start + ROWS)
-        grams = _unpack(packed[part], first, second)
+        grams = _unpack(packed[part], first, second, other.shape[-1])
         change[part] = -xp.solve_psd(grams, gradient[part, :, None], ridge)[..., 0]
     return change
 
 
-def _unpack(packed: Array, first: np.ndarray, second: np.ndarray) -> Array:
+def _unpack(packed: Array, first: Array, second: Array, r: int) -> Array:
     """Hermitian matrices (k, r, r) from their upper triangles (k, r (r + 1) / 2)."""
-    r = int(second[-1]) + 1
     if xp.is_torch(packed):
         grams = packed.new_empty((packed.shape[0], r, r))
     else:

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .. import xp
+from .. import kernels, xp
 from ..coverage import covers
 from ..factors import MatrixFactors, sum_dense
 from .checks import LinearMap, as_data, check_shape
+from .linear_maps import as_linear_map, warn_unlike_adjoint
 
 __all__ = [
     "DenseEnsemble",
@@ -27,6 +28,8 @@ Array = Any
 
 # Numbers of a block of stored matrices that stays in cache while it meets several vectors.
 CACHED = 1 << 16
+# Numbers of stored matrices from which passes over them are what costs, and worth a compiled loop.
+LARGE = 1 << 21
 
 
 class Ensemble(ABC):
@@ -51,6 +54,10 @@ class Ensemble(ABC):
     def surrogate(self, y: Array) -> Any:
         """A first guess of W from ``y = A(W)``, in direction if not in size: ``A^* y``."""
         return self.adjoint(y)
+
+    def traced(self, sums: list[list[MatrixFactors]]) -> list[tuple[Array, Array]] | None:
+        """A of the sum of every group and ``A^*`` of that, where both together are cheaper; None elsewhere."""
+        return None
 
     def as_linear_operator(self) -> Any:
         """This map as a scipy ``LinearOperator`` on ``vec(W)`` in C order (NumPy only)."""
@@ -125,12 +132,26 @@ class DenseEnsemble(Ensemble):
     def adjoint(self, y):
         return (y @ self.rows).reshape(*y.shape[:-1], *self.shape)
 
+    def traced(self, sums):
+        """Of two real matrices in one pass over stored ones that the cache does not hold."""
+        size = self.count * self.shape[0] * self.shape[1]
+        if len(sums) != 2 or size < LARGE or not kernels.available(size, 1, self.rows):
+            return None
+        vectors = [sum_dense(points).reshape(-1) for points in sums]
+        if not kernels.available(size, 1, self.rows, *vectors) or vectors[0].size * self.count != size:
+            return None
+        images, backs = kernels.back_and_forth(self.rows, *vectors)
+        return list(zip(images, backs.reshape(-1, *self.shape), strict=True))
+
     def like(self):
         return self.rows[:1]
 
 
 class WrappedOperator(Ensemble):
-    """Any scipy or PyLops ``LinearOperator`` on ``vec(W)`` in C order."""
+    """Any scipy or PyLops ``LinearOperator`` on ``vec(W)`` in C order.
+
+    Made with a dot test, of one application of the operator and one of its adjoint; a failure is a warning.
+    """
 
     def __init__(self, operator: Any, shape: tuple[int, int]):
         self.shape = shape
@@ -140,6 +161,7 @@ class WrappedOperator(Ensemble):
                 f"{shape[0] * shape[1]} entries; it must act on vec(W) in C order"
             )
         self.operator, self.count = operator, int(operator.shape[0])
+        warn_unlike_adjoint(operator)
 
     def measure(self, sums):
         return [
@@ -157,7 +179,7 @@ class WrappedOperator(Ensemble):
         return np.stack(flat).reshape(*rows.shape[:-1], -1)
 
     def like(self):
-        return np.zeros(1, dtype=np.result_type(self.operator.dtype or np.float64, np.float64))
+        return np.zeros(1, dtype=np.result_type(self.operator.dtype or np.float64, np.float32))
 
 
 class MaskedEnsemble(Ensemble):
@@ -347,7 +369,8 @@ class SubsampledOrthogonal(Ensemble):
 
 
 def as_ensemble(operator: Any, shape: tuple[int, int]) -> Ensemble:
-    """An ensemble from an ensemble, an array (N, m, n) or (N, m n), or a linear operator."""
+    """An ensemble from an ensemble, an array (N, m, n) or (N, m n), a scipy sparse matrix, or a linear operator."""
+    operator = as_linear_map(operator)
     if isinstance(operator, Ensemble):
         ensemble = operator
     elif isinstance(operator, LinearMap):

@@ -9,7 +9,7 @@ import numpy as np
 from .. import xp
 from ..coverage import covers
 from ..factors import sum_dense
-from ..operators import ImplicitMatrix, Target
+from ..operators import ImplicitMatrix, Target, is_sparse
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import LinearMap, as_data, check_finite, check_shape
 
@@ -38,7 +38,7 @@ class MatrixFactorization(LeastSquares):
     Raises
     ------
     TypeError, ValueError
-        For non-numeric, empty, NaN or infinite targets.
+        For non-numeric, empty, NaN or infinite targets, or a sparse torch tensor.
 
     Notes
     -----
@@ -46,6 +46,11 @@ class MatrixFactorization(LeastSquares):
     """
 
     def __init__(self, target: Any, truth: Any = None, square: float | None = None, noiseless: bool = False):
+        if xp.is_torch(target) and is_sparse(target):
+            raise TypeError(
+                "target must not be a sparse tensor; give target.to_dense(), or a scipy matrix, or take lr.complete if "
+                "entries that are not stored are unknown"
+            )
         self.implicit = _is_implicit(target)
         if self.implicit:
             self.shape = check_shape(target.shape, "target.shape")

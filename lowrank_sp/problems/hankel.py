@@ -229,7 +229,7 @@ class HankelCompletion(LeastSquares):
             )
         if len(set(positions.tolist())) < positions.shape[0]:
             raise ValueError("positions repeats samples; average repeated observations first")
-        self.observed = positions.shape[0] / length
+        self.values, self.observed = values, positions.shape[0] / length
         self.weights = 1 * xp.asarray_like(_weights(*self.shape), values.real)  # those that are kept stay private
         self._mask, self._samples = _scatter(positions, values, int(length))
         self.data: Any = HankelImage(self, (), 0 * self._samples, self._samples)
@@ -241,7 +241,11 @@ class HankelCompletion(LeastSquares):
         return antidiagonal_means(*point.product())
 
     def frequencies(self, point: MatrixFactors) -> Array:
-        """The frequencies (r,) in [0, 1), cycles per sample, by rotational invariance (ESPRIT); real part only.
+        """The frequencies (r,) in [0, 1), cycles per sample: the angles of the `poles`."""
+        return np.sort(np.angle(self.poles(point)) / (2 * np.pi) % 1.0)
+
+    def poles(self, point: MatrixFactors) -> np.ndarray:
+        """The z_k (r,) of the exponentials ``z_k^t``, by rotational invariance (ESPRIT).
 
         Source: :cite:`roy1989esprit`.
         """
@@ -251,8 +255,7 @@ class HankelCompletion(LeastSquares):
             backend.linalg.qr(left)[0]
             @ backend.linalg.svd(backend.linalg.qr(left)[1] @ xp.adjoint(backend.linalg.qr(right)[1]))[0]
         )
-        poles = np.linalg.eigvals(xp.to_numpy(backend.linalg.pinv(u[:-1]) @ u[1:]))
-        return np.sort(np.angle(poles) / (2 * np.pi) % 1.0)
+        return np.linalg.eigvals(xp.to_numpy(backend.linalg.pinv(u[:-1]) @ u[1:]))
 
     def measure(self, *sums):
         out = []

@@ -10,7 +10,7 @@ from .. import xp
 from ..coverage import covers
 from ..factors import sum_dense
 from ..frames import as_array, is_frame
-from ..operators import is_sparse, sparse_entries
+from ..operators import is_sparse, sparse_entries, unmasked
 from .base import LeastSquares, relative_error
 from .checks import as_data, check_shape, warn_unobserved
 from .completion import MatrixCompletion
@@ -53,7 +53,7 @@ class RobustPCA(Trimmed):
     Parameters
     ----------
     matrix : array (..., m, n)
-        A, with NaN for unknown entries: they have no part in the loss. A scipy sparse matrix or sparse torch tensor
+        A, with NaN or masked where it is unknown: that has no part in the loss. A scipy sparse matrix or torch tensor
         has the stored entries, zeros included, as the known ones, and a DataFrame those that are not NA. Arrays
         (m, n) are formed in any case; `RobustCompletion` forms none.
     outliers : float
@@ -145,7 +145,7 @@ def _known(matrix: Any) -> tuple[Array, Any]:
         matrix = as_array(matrix)
     elif is_sparse(matrix):
         matrix = _spread(matrix)
-    array: Any = matrix if xp.is_torch(matrix) else np.asarray(matrix)
+    array: Any = matrix if xp.is_torch(matrix) else unmasked(matrix)
     if not (xp.is_torch(array) or array.dtype.kind in "fc"):
         return as_data(array, "matrix", 2), None
     unknown = xp.namespace(array).isnan(array)

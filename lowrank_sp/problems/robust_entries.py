@@ -158,8 +158,15 @@ class RobustCompletion(Trimmed):
     @classmethod
     def from_sparse(cls, matrix: Any, outliers: float = 0.1, factor: float = 2.0, truth: Any = None):
         """From a scipy sparse matrix or sparse torch tensor: stored entries, zeros included, are the known ones."""
-        known = MatrixCompletion.from_sparse(matrix)
-        return cls(known.pattern.rows, known.pattern.cols, known.values, known.shape, outliers, factor, truth)
+        return cls.from_completion(MatrixCompletion.from_sparse(matrix, truth), outliers, factor)
+
+    @classmethod
+    def from_completion(cls, known: MatrixCompletion, outliers: float = 0.1, factor: float = 2.0):
+        """From a completion problem without weights: its entries are the known ones, its truth the low-rank part."""
+        if known.roots is not None:
+            raise ValueError("matrix has weights; which of its entries are outliers is told without them only")
+        entries = known.pattern.rows, known.pattern.cols, known.values
+        return cls(*entries, known.shape, outliers, factor, known.truth)
 
     def largest(self, values: Array, share: float) -> Array:
         """The entries (N,) among the ``share`` largest of their row and of their column; zero elsewhere."""

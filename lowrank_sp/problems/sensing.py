@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .. import xp
 from ..coverage import covers
 from .base import LeastSquares, block_cgls, relative_error
@@ -13,14 +15,45 @@ from .ensembles import as_ensemble
 __all__ = ["MatrixSensing"]
 
 
+class Traced:
+    """Measurements that bring their ``A^*`` along: a vector of the measurement space, as sums of it with arrays are.
+
+    Images along a line of factors come like that where one pass over the map gives both, so that the gradient at the
+    end of a step costs no other pass.
+    """
+
+    __array_ufunc__ = None  # arithmetic with NumPy's numbers and arrays is that of this class
+
+    def __init__(self, problem: MatrixSensing, values: Any, back: Any):
+        self.problem, self.values, self.back = problem, values, back
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def __add__(self, other: Any) -> Traced:
+        values = other.values if isinstance(other, Traced) else other
+        return Traced(self.problem, self.values + values, self.back + self.problem.backproject(other))
+
+    __radd__ = __add__
+
+    def __rmul__(self, factor: Any) -> Traced:
+        return Traced(self.problem, factor * self.values, factor * self.back)
+
+    def __neg__(self) -> Traced:
+        return -1.0 * self
+
+    def __sub__(self, other: Any) -> Traced:
+        return self + -1.0 * other
+
+
 @covers("S01")
 class MatrixSensing(LeastSquares):
     """``1/2 || A(W) - y ||^2`` for N linear measurements ``y_i = <M_i, W>``.
 
     Parameters
     ----------
-    operator : array (N, m, n) or (N, m n), scipy or PyLops LinearOperator on vec(W) in C order, or Ensemble
-        A.
+    operator : array (N, m, n) or (N, m n), scipy sparse matrix, LinearOperator on vec(W) in C order, or Ensemble
+        A. Operators of scipy and PyLops are dot-tested; a failure is a warning.
     measurements : array (..., N)
         y; leading axes are batch.
     shape : (m, n)
@@ -52,12 +85,27 @@ class MatrixSensing(LeastSquares):
         xp.namespace(self.data, self.operator.like())
         self.scale = float(xp.to_numpy(self.inner(self.data, self.data)).max())
         self.truth = truth
+        self._last: tuple[Any, Any, Any] = (None, None, None)  # measurements, a copy of them, and A^* of them
 
     def measure(self, *sums):
-        return self.operator.measure([list(points) for points in sums])
+        groups = [list(points) for points in sums]
+        pairs = self.operator.traced(groups)
+        return self.operator.measure(groups) if pairs is None else [Traced(self, *pair) for pair in pairs]
 
     def backproject(self, residual):
-        return self.operator.adjoint(residual)
+        if isinstance(residual, Traced):
+            return residual.back
+        if type(residual) is not np.ndarray or residual.ndim > 1:
+            return self.operator.adjoint(residual)
+        known, mark, back = self._last
+        if known is not residual or not np.array_equal(mark, residual):
+            back = self.operator.adjoint(residual)
+            self._last = residual, residual.copy(), back
+        return back
+
+    def inner(self, a, b):
+        a, b = (v.values if isinstance(v, Traced) else v for v in (a, b))
+        return super().inner(a, b)
 
     def surrogate(self):
         return self.operator.surrogate(self.data)

@@ -10,10 +10,12 @@ import numpy as np
 from .. import xp
 from ..coverage import covers
 from ..factors import sum_dense
+from ..operators import is_sparse, unmasked
 from ..parameterizations.tensor import TensorFactors
 from ..tensors import SampledTensor, TensorPattern
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import LinearMap, as_data, as_indices, check_tensor_order, check_tensor_shape, warn_unobserved
+from .linear_maps import as_linear_map, warn_unlike_adjoint
 
 __all__ = ["TensorCompletion", "TensorFactorization", "TensorSensing"]
 
@@ -88,8 +90,8 @@ class TensorSensing(LeastSquares):
 
     Parameters
     ----------
-    operator : array (N, n_1, ..., n_d) or (N, n_1 ... n_d), or scipy / PyLops LinearOperator on vec(W) in C order
-        A.
+    operator : array (N, n_1, ..., n_d) or (N, n_1 ... n_d), scipy sparse matrix, or LinearOperator on vec(W) in C order
+        A; the operator of scipy or PyLops, dot-tested with a warning.
     measurements : array (..., N)
         y; leading axes are batch (arrays only).
     shape : tuple of int
@@ -112,9 +114,9 @@ class TensorSensing(LeastSquares):
     def __init__(self, operator: Any, measurements: Any, shape: Any, truth: Any = None):
         self.shape = check_tensor_shape(shape)
         size = prod(self.shape)
-        self.operator: Any = operator
+        self.operator: Any = as_linear_map(operator)
         self.matrix: Any = None
-        if not isinstance(operator, LinearMap):
+        if not isinstance(self.operator, LinearMap):
             self.matrix = as_data(operator, "operator", 2)
             self.matrix = self.matrix.reshape(self.matrix.shape[0], -1)
         given = tuple((operator if self.matrix is None else self.matrix).shape)
@@ -129,6 +131,8 @@ class TensorSensing(LeastSquares):
             raise TypeError(
                 "a LinearOperator takes NumPy measurements (N,) without batch; give the operator as an array"
             )
+        else:
+            warn_unlike_adjoint(self.operator)
         self.scale = float(xp.to_numpy(self.inner(self.data, self.data)).max())
         self.truth = truth
 
@@ -202,9 +206,9 @@ class TensorCompletion(LeastSquares):
 
     @classmethod
     def from_array(cls, array: Any, truth: Any = None) -> TensorCompletion:
-        """From a tensor (n_1, ..., n_d) in which NaN marks the unknown entries."""
+        """From a tensor (n_1, ..., n_d) in which NaN, or the mask of a masked array, marks the unknown entries."""
         if not xp.is_torch(array):
-            array = np.asarray(array)
+            array = unmasked(array)
             if array.dtype.kind not in "fc":
                 raise TypeError(f"array must be floating so that NaN can mark unknown entries, got {array.dtype}")
         if array.ndim < 2:
@@ -214,6 +218,19 @@ class TensorCompletion(LeastSquares):
             raise ValueError("array holds only NaN: there are no observed entries")
         where = known.nonzero(as_tuple=True) if xp.is_torch(array) else known.nonzero()
         return cls(where, array[known], tuple(array.shape), truth)
+
+    @classmethod
+    def of(cls, tensor: Any) -> TensorCompletion:
+        """From what holds a tensor with unknown entries: an array, a sparse torch tensor, or a problem.
+
+        Of a sparse tensor the stored entries, zeros included, are the observed ones.
+        """
+        if isinstance(tensor, TensorCompletion):
+            return tensor
+        if xp.is_torch(tensor) and is_sparse(tensor):
+            coo = tensor.to_sparse_coo()
+            return cls(tuple(coo._indices()), coo._values(), tuple(tensor.shape))
+        return cls.from_array(tensor)
 
     @property
     def observed(self) -> float:

@@ -56,16 +56,21 @@ class Mixing(Rule):
 
     @abstractmethod
     def mix(self, products: tuple[Any, ...]) -> tuple[tuple[Any, Any], ...]:
-        """A and B (..., r, r) for every array of the point; None for I and 0."""
+        """A and B for every array of the point: (..., r, r), None for I and 0; or numbers (...) in place of A alone."""
 
 
 def mixed(grad: Any, point: Any, pairs: tuple[tuple[Any, Any], ...]) -> Any:
     """``grad A + point B``, array by array."""
-    moved = []
-    for g, x, (a, b) in zip(grad.arrays(), point.arrays(), pairs, strict=True):
-        g = g if a is None else xp.times(g, a)
-        moved.append(g if b is None else xp.add_times(g, x, b))
-    return type(point)(*moved)
+    arrays = zip(grad.arrays(), point.arrays(), pairs, strict=True)
+    return type(point)(*[_mix(g, x, a, b) for g, x, (a, b) in arrays])
+
+
+def _mix(g: Any, x: Any, a: Any, b: Any) -> Any:
+    if b is None:
+        if a is None or a.ndim == g.ndim:
+            return g if a is None else xp.times(g, a)
+        return g * xp.expand(a, 2)
+    return xp.add_times(g, x, b) if a is None else xp.combine(g, a, x, b)
 
 
 def check_needs(rule: Rule, point: Factors) -> None:

@@ -35,7 +35,7 @@ def translate(point: Factors, direction: Factors, lr: Any, wrt: Sequence[int] | 
     arrays, moves = list(point.arrays()), direction.arrays()
     for i in range(len(arrays)) if wrt is None else wrt:
         if point.spaces[i] is not FIXED:
-            arrays[i] = arrays[i] - xp.expand(lr, point.ndims[i]) * moves[i]
+            arrays[i] = xp.descend(arrays[i], moves[i], xp.expand(lr, point.ndims[i]))
     return type(point)(*arrays)
 
 
@@ -55,7 +55,7 @@ class Canonical(Rule):
 
     def update(self, grad, state, point, loss=None):
         parts = zip(point.spaces, point.arrays(), grad.arrays(), strict=True)
-        moved = [s.project(x, g) if s.linear else xp.add_times(g, x, -xp.cross(g, x)) for s, x, g in parts]
+        moved = [s.project(x, g) if s.linear else xp.add_times(g, x, xp.cross(g, x), -1.0) for s, x, g in parts]
         return type(point)(*moved), state
 
     def carry(self, state, old, new):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .. import xp
 from ..coverage import covers
 from ..factors import ByFactor
@@ -39,14 +41,14 @@ def _grams(point: Any) -> tuple[Any, Any]:
     return xp.gram(point.left), xp.gram(point.right)
 
 
-def _divisor(p: Any, damping: float) -> Any:
-    """``(p + damping I)^{-1}``, to multiply by where `xp.divide_psd` divides.
+def _divisors(px: Any, py: Any, damping: float) -> Any:
+    """``(p + damping I)^{-1}`` of both matrices (2, ..., r, r), to multiply by where `xp.divide_psd` divides.
 
     One product for a factor instead of two. Where p is ill-conditioned that leaves a larger residual, but no larger
     error of the direction: that p is a rounded Gram matrix weighs more.
     """
-    half = xp.inverse_cholesky(p, damping)
-    return xp.adjoint(half) @ half
+    halves = xp.inverse_cholesky(xp.namespace(px, py).stack((px, py)), damping)
+    return xp.adjoint(halves) @ halves
 
 
 @covers("O04", "O05", "O06")
@@ -87,8 +89,8 @@ class Scaled(Mixing):
         return _grams(point)
 
     def mix(self, products):
-        px, py = products
-        return (_divisor(py, self.damping), None), (_divisor(px, self.damping), None)
+        over_x, over_y = _divisors(*products, self.damping)
+        return (over_y, None), (over_x, None)
 
     def update(self, grad, state, point, loss=None):
         return _scaled_gradient(point, grad, self.damping), state
@@ -156,7 +158,7 @@ class Refactored(Mixing):
 
 @covers("O08")
 @dataclass(frozen=True)
-class RefactoredScalar(Rule):
+class RefactoredScalar(Mixing):
     """RefLoRA-S: ``S`` replaced by ``||Y||_F / ||X||_F``, which removes the scalar gauge only.
 
     At a zero factor the plain gradient is used. Source: :cite:`zhang2025reflora`.
@@ -167,12 +169,23 @@ class RefactoredScalar(Rule):
     def init(self, point):
         return ()
 
+    def mixes(self, form):
+        return issubclass(form, BurerMonteiro)
+
+    def products(self, grad, point):
+        return tuple(xp.norm(a) for a in point.arrays())
+
+    def mix(self, products):
+        x, y = products
+        zero = (x == 0) | (y == 0)
+        if isinstance(x, np.generic):
+            s = 0 * y + 1 if zero else y / x
+        else:
+            s = xp.namespace(x).where(zero, 0 * y + 1, y / (x + zero))
+        return (1 / s, None), (s, None)
+
     def update(self, grad, state, point, loss=None):
-        x2, y2 = xp.inner(point.left, point.left), xp.inner(point.right, point.right)
-        zero = (x2 == 0) | (y2 == 0)
-        s = ((y2 + zero) / (x2 + zero)) ** 0.5
-        s = xp.namespace(point.left).where(zero, s * 0 + 1, s) if getattr(s, "ndim", 0) else (1.0 if zero else s)
-        return BurerMonteiro(grad.left / xp.expand(s, 2), grad.right * xp.expand(s, 2)), state
+        return mixed(grad, point, self.mix(self.products(grad, point))), state
 
     def carry(self, state, old, new):
         return state
@@ -212,21 +225,19 @@ class Horizontal(Mixing):
         return *_grams(point), xp.cross(point.left, grad.left)
 
     def mix(self, products):
-        px, py, _ = products
-        (_, left), (_, right) = self._along(products)
-        return (_divisor(py, self.damping), left), (_divisor(px, self.damping), right)
-
-    def _along(self, products: tuple[Any, ...]) -> tuple[tuple[None, Any], ...]:
-        """What the factors themselves are multiplied by: ``M - (X^H X)^{-1} X^H grad_X (Y^H Y)^{-1}`` and ``-M^H``."""
         px, py, cross = products
-        coefficients = xp.solve_psd(px, cross, self.damping)
+        over_x, over_y = _divisors(px, py, self.damping)
+        coefficients = over_x @ cross
         m = xp.sylvester_psd(px, py, coefficients)
-        return (None, m - xp.divide_psd(coefficients, py, self.damping)), (None, -xp.adjoint(m))
+        return (over_y, m - coefficients @ over_y), (over_x, -xp.adjoint(m))
 
     def update(self, grad, state, point, loss=None):
         px, py, cross = self.products(grad, point)
         left, right = (xp.divide_psd(g, p, self.damping) for g, p in ((grad.left, py), (grad.right, px)))
-        return mixed(BurerMonteiro(left, right), point, self._along((px, py, cross))), state
+        coefficients = xp.solve_psd(px, cross, self.damping)
+        m = xp.sylvester_psd(px, py, coefficients)
+        along = m - xp.divide_psd(coefficients, py, self.damping), -xp.adjoint(m)
+        return mixed(BurerMonteiro(left, right), point, ((None, along[0]), (None, along[1]))), state
 
     def carry(self, state, old, new):
         return state

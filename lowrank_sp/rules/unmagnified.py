@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,10 @@ class Unmagnified(Rule):
     Notes
     -----
     R is the Cholesky factor of the Gram matrix, not that of a QR factorization: another orthonormal basis, the
-    same step. The escaped mass (off by default in the published code) and the clipping of unmagnified gradients over
-    all layers are left out; clip gradients as usual. A zero factor gives its partner a zero step.
+    same step. What depends on the point alone is computed when the point moves, and first moments are turned to the
+    new basis within the sum that they enter next: each saves passes over the factors. The escaped mass (off by
+    default in the published code) and the clipping of unmagnified gradients over all layers are left out; clip
+    gradients as usual. A zero factor gives its partner a zero step.
     Source: :cite:`yen2025lorarite`; named in section V-D of :cite:`survey2026sp`.
     """
 
@@ -49,39 +52,38 @@ class Unmagnified(Rule):
         for name in ("decay", "decay_squares"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        return counter(point), zero_like(point), tuple(0 * xp.gram(a) for a in point.arrays())
+        inverses = _inverses(point)
+        return counter(point), zero_like(point), 0 * inverses, inverses, 0 * inverses + xp.eye_like(inverses)
 
     def update(self, grad, state, point, loss=None):
-        count, first, squares = state
+        count, first, squares, inverses, turns = state
         count = count + 1
-        d1, d2 = (d * (1 - d ** (count - 1)) / (1 - d**count) for d in (self.decay, self.decay_squares))
-        firsts, seconds, moves = [], [], []
-        pairs = zip(grad.arrays(), point.arrays()[::-1], first.arrays(), squares, strict=True)
-        for g, partner, m, v in pairs:
-            inverse = xp.inverse_cholesky(xp.gram(partner))
-            u = xp.times(g, xp.adjoint(inverse))
-            v = d2 * v + (1 - d2) * (xp.gram(u) / u.shape[-2])
-            m = xp.add_times(d1 * m, u, (1 - d1) * self._whitening(v))
-            firsts.append(m)
-            seconds.append(v)
-            moves.append(xp.times(m, inverse))
-        return BurerMonteiro(*moves), (count, BurerMonteiro(*firsts), tuple(seconds))
-
-    def _whitening(self, v: Any) -> Any:
-        """``(V^{1/2} + epsilon)^{-1}``."""
-        backend = xp.namespace(v)
-        values, vectors = backend.linalg.eigh(v)
-        root = backend.maximum(values, 0 * values) ** 0.5 + self.epsilon
-        return (vectors / root[..., None, :]) @ xp.adjoint(vectors)
+        w1, w2 = ((1 - d) / (1 - d**count) for d in (self.decay, self.decay_squares))
+        seen = [xp.times(g, xp.adjoint(inverse)) for g, inverse in zip(grad.arrays(), _halves(inverses), strict=True)]
+        squares = xp.blend(squares, _pair([xp.gram(u) / u.shape[-2] for u in seen]), w2)
+        whitenings = _halves(w1 * xp.resolvent_root_psd(squares, self.epsilon))
+        parts = zip(first.arrays(), _halves((1 - w1) * turns), seen, whitenings, strict=True)
+        first = BurerMonteiro(*[xp.combine(m, turn, u, whitening) for m, turn, u, whitening in parts])
+        moves = [xp.times(m, inverse) for m, inverse in zip(first.arrays(), _halves(inverses), strict=True)]
+        return BurerMonteiro(*moves), (count, first, squares, inverses, turns)
 
     def carry(self, state, old, new):
-        count, first, squares = state
-        turns = [_turn(a, b) for a, b in zip(old.arrays()[::-1], new.arrays()[::-1], strict=True)]
-        firsts = [xp.times(m, t) for m, t in zip(first.arrays(), turns, strict=True)]
-        seconds = tuple(xp.adjoint(t) @ v @ t for v, t in zip(squares, turns, strict=True))
-        return count, BurerMonteiro(*firsts), seconds
+        count, first, squares, inverses, _ = state
+        after = _inverses(new)
+        partners = zip(old.arrays()[::-1], new.arrays()[::-1], strict=True)
+        turns = inverses @ _pair([xp.cross(a, b) for a, b in partners]) @ xp.adjoint(after)
+        return count, first, xp.adjoint(turns) @ squares @ turns, after, turns
 
 
-def _turn(old: Any, new: Any) -> Any:
-    """``Q_old^H Q_new``, from Gram matrices only."""
-    return xp.inverse_cholesky(xp.gram(old)) @ xp.cross(old, new) @ xp.adjoint(xp.inverse_cholesky(xp.gram(new)))
+def _inverses(point: Any) -> Any:
+    """``R^{-H}`` of the partner of every factor, (..., 2, r, r)."""
+    return xp.inverse_cholesky(_pair([xp.gram(a) for a in point.arrays()[::-1]]))
+
+
+def _pair(arrays: Sequence[Any]) -> Any:
+    """What belongs to both factors as one batch of small matrices, (..., 2, r, r)."""
+    return xp.namespace(*arrays).stack(tuple(arrays), -3)
+
+
+def _halves(pair: Any) -> tuple[Any, Any]:
+    return pair[..., 0, :, :], pair[..., 1, :, :]

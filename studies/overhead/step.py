@@ -27,6 +27,10 @@ class Step:
 
     def __call__(self) -> None:
         self.loss().backward()
+        self.update()
+
+    def update(self) -> None:
+        """Of what is trained, by its gradients."""
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -52,14 +56,13 @@ class Step:
 
     def saved(self) -> int:
         """Bytes of the distinct storages that autograd keeps for backward, without parameters and buffers."""
-        own = {t.untyped_storage().data_ptr() for t in (*self.model.parameters(), *self.model.buffers())}
+        own = {_storage(t) for t in (*self.model.parameters(), *self.model.buffers())}
         kept: dict[int, int] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
-                storage = part.untyped_storage()
-                if storage.data_ptr() not in own:
-                    kept[storage.data_ptr()] = storage.nbytes()
+                if _storage(part) not in own:
+                    kept[_storage(part)] = part.untyped_storage().nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -77,14 +80,23 @@ class Step:
         self()
         return torch.cuda.max_memory_allocated()
 
+    def held(self) -> list[Tensor]:
+        """Parameters, buffers and states of the optimizer, once there was a step."""
+        states = self.optimizer.state.values() if self.optimizer is not None else ()
+        return [*self.model.parameters(), *self.model.buffers(), *(t for state in states for t in state.values())]
+
+    def gradients(self) -> int:
+        """Bytes of the gradients of all that is trained."""
+        return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+
     def resident(self) -> int:
-        """Bytes of parameters, buffers, gradients and states of the optimizer, once there was a step."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        gradients = 0
-        if self.optimizer is not None:
-            tensors += [t for state in self.optimizer.state.values() for t in state.values()]
-            gradients = sum(p.nbytes for group in self.optimizer.param_groups for p in group["params"])
-        return gradients + sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+        """Bytes of what is held, and of gradients."""
+        return self.gradients() + sum({_storage(t): t.untyped_storage().nbytes() for t in self.held()}.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    """A name for the memory of a tensor, also where it has no numbers and so no address."""
+    return tensor.untyped_storage()._cdata
 
 
 def take_turns(

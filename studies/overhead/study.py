@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,12 +21,15 @@ FLOOR = "frozen model"
 def run(cell: Cell) -> list[dict[str, Any]]:
     """All variants in one process: memory one after the other, then time, in random order round by round.
 
-    On a device that the machine does not have, nothing.
+    On a device that the machine does not have, nothing. The device "counted" is none: tensors without numbers, whose
+    bytes and operations are those of the survey's setting.
     """
     import torch
 
     if cell["device"] == "cuda" and not torch.cuda.is_available():
         return []
+    if cell["device"] == "counted":
+        return _counted(cell)
     with _one_thread():
         return _measured(cell)
 
@@ -66,6 +70,50 @@ def _measured(cell: Cell) -> list[dict[str, Any]]:
         }
         for name in names
     ]
+
+
+def _counted(cell: Cell, names: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """All variants, or some; the frozen model and LoRA must be among them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from studies.overhead.models import llama
+    from studies.overhead.variants import VARIANTS
+
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer")  # forms look whether a fixed array has changed
+        base = llama(cell["device"], cell["model"])
+        found = {name: _ledger(base, name, cell) for name in names or [FLOOR, *VARIANTS]}
+    floor, lora = found[FLOOR], found["LoRA"]
+    return [
+        {
+            "variant": name,
+            **counts,
+            **_spread([counts["milliseconds"] / lora["milliseconds"]]),
+            "bytes": _ratio(counts["kept_bytes"] - floor["kept_bytes"], lora["kept_bytes"] - floor["kept_bytes"]),
+            "memory": _ratio(counts["peak_bytes"], lora["peak_bytes"]),
+        }
+        for name, counts in found.items()
+    ]
+
+
+def _ledger(base: Any, name: str, cell: Cell) -> dict[str, Any]:
+    """Counts of the second step with a variant, when states exist; kernels and work without those of the optimizer."""
+    from studies.overhead.ledger import Ledger
+
+    step = _step(base, name, cell)
+    step()
+    kept = step.saved()
+    with Ledger(step.held()) as ledger:
+        step.loss().backward()
+        counts = {
+            "milliseconds": 1e3 * ledger.least,
+            "kernels": ledger.kernels,
+            "operations": ledger.operations,
+            "moved_bytes": ledger.moved,
+        }
+        step.update()
+    weights = {"held_bytes": step.resident() - step.gradients(), "gradient_bytes": step.gradients()}
+    return {"trainable": step.trainable, "kept_bytes": kept, "peak_bytes": ledger.peak, **weights, **counts}
 
 
 def _step(base: Any, name: str, cell: Cell) -> Any:

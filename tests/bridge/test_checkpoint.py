@@ -1,4 +1,4 @@
-"""Saving and loading: every recipe, tied and resized models, and files that are refused with the model untouched."""
+"""Saving and loading: every recipe, and files that are refused with the model untouched."""
 
 from __future__ import annotations
 
@@ -145,39 +145,6 @@ def test_a_loaded_adapter_trains_on_as_the_saved_one(mlp, task, tmp_path):
             (model(task[0]) - task[1]).square().mean().backward()
             optimizer.step()
     assert torch.equal(output(mlp), output(fresh))
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_tied_and_resized_models(llama, tied, tmp_path):
-    from transformers import LlamaForCausalLM
-
-    model, tokens = llama
-    config = copy.deepcopy(model.config)
-    config.tie_word_embeddings = tied
-    unresized = copy.deepcopy(config)
-    model = LlamaForCausalLM(config).eval()
-    model.resize_token_embeddings(57, mean_resizing=False)
-    fresh = copy.deepcopy(model)
-    lb.adapt(model, "lora", rank=2, also_train=["lm_head"])
-    shake(model)
-    lb.save(model, tmp_path)
-    lb.load(fresh, tmp_path)
-    assert torch.equal(output(fresh, tokens), output(model, tokens))
-    assert (fresh.lm_head.weight is fresh.model.embed_tokens.weight) == tied
-    small = LlamaForCausalLM(unresized)
-    with pytest.raises(ValueError, match=r"embed_tokens.weight is 50x16 here and was 57x16"):
-        lb.load(small, tmp_path)
-
-
-def test_an_adapted_embedding_of_a_tied_model(llama, tmp_path):
-    model, tokens = llama
-    fresh = copy.deepcopy(model)
-    with pytest.warns(UserWarning, match="shares its weight"):
-        lb.adapt(model, "lora", rank=2, targets=["embed_tokens", "q_proj"])
-    shake(model)
-    lb.save(model, tmp_path)
-    lb.load(fresh, tmp_path)
-    assert torch.equal(output(fresh, tokens), output(model, tokens))
 
 
 # the base model ------------------------------------------------------------------------------------------------

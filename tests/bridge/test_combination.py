@@ -35,6 +35,7 @@ def dense_sum(model, weights: dict[str, float]) -> dict[str, np.ndarray]:
     return total
 
 
+@pytest.mark.covers("A13")
 def test_the_sum_is_exact_by_default(mlp):
     several(mlp)
     weights = {"a": 0.7, "b": -0.3, "c": 1.5}
@@ -71,6 +72,7 @@ def test_forms_without_thin_factors(mlp):
         assert np.allclose(updates(mlp, "mix")[path], update, atol=1e-5)
 
 
+@pytest.mark.covers("A13")
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_agrees_with_the_exact_combination_of_peft(mlp, tmp_path):
     import peft

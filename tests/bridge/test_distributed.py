@@ -23,6 +23,7 @@ from llm_bridge.distributed import unwrapped
 from tests.bridge.small_files import save_llama, save_rows
 
 RECIPES = ("lora", "polar", "reflora", "lora-fa", "dora")
+EXPERTS = ("moe-lora", "goat", "hydralora", "moka")
 
 
 def model(name):
@@ -151,6 +152,16 @@ def check(names, folder):
 def test_two_replicas_are_accumulated_gradients(tmp_path):
     spawn(replicated, RECIPES, tmp_path)
     check(RECIPES, tmp_path)
+
+
+@pytest.mark.slow
+def test_experts_of_two_replicas_are_those_of_accumulated_gradients(tmp_path):
+    """Also those that no token of one process has chosen: all experts of a layer are one array."""
+    idle = lb.adapted(model("moe-lora"))["0"].adapter("default").point()
+    weights = [idle.weights(batch[:1].flatten(0, -2)) for batch in data()[0]]
+    assert any((w.detach().sum(0) == 0).any() for w in weights)
+    spawn(replicated, EXPERTS, tmp_path)
+    check(EXPERTS, tmp_path)
 
 
 @pytest.mark.slow

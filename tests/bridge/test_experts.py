@@ -96,7 +96,7 @@ def test_experts_start_as_small_as_the_layers_of_torch(name, inputs):
     assert adapter.left.count_nonzero() == 0
 
 
-@pytest.mark.covers("I09")
+@pytest.mark.covers("I09", "E06")
 def test_experts_of_goat_start_from_their_segments():
     torch.manual_seed(0)
     layer = nn.Linear(20, 24)
@@ -115,12 +115,6 @@ def test_segments_are_for_experts_with_a_pair_each():
         made = lb.recipe(name).but("other", init=lb.recipe("goat").init)
         with pytest.raises(TypeError, match="no pair of factors for every expert; take LowRankExperts"):
             lb.adapt(nn.Sequential(nn.Linear(6, 4)), made, rank=2)
-
-
-def test_segments_of_a_negative_scale_start_at_the_pretrained_layer():
-    model = nn.Sequential(nn.Linear(6, 4))
-    before = model(torch.ones(2, 6))
-    assert torch.allclose(lb.adapt(model, "goat", rank=1, alpha=-2.0)(torch.ones(2, 6)), before, atol=1e-6)
 
 
 def test_a_layer_too_small_for_the_segments_starts_all_the_same():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -143,6 +144,52 @@ def test_an_interrupted_run_continues_to_the_same_result(recipe, options, tmp_pa
     timing = ("runtime", "per_second")
     rows = [[{k: v for k, v in row.items() if not k.endswith(timing)} for row in r.history] for r in (whole, resumed)]
     assert [r for r in rows[0] if "train_loss" not in r] == [r for r in rows[1] if "train_loss" not in r]
+
+
+@pytest.mark.parametrize("restarts", ["relora", pytest.param("periodic-lora", marks=SLOW)])
+def test_a_run_with_restarts_leaves_one_adapter_and_resumes(restarts, options, tmp_path, monkeypatch):
+    from llm_bridge.training import loop
+
+    made = replace(options, restarts=restarts, restart_every=3, warmup=0.4)
+    whole = lb.finetune(replace(made, out=str(tmp_path / "whole")))
+    cut = replace(made, out=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "Watch", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            lb.finetune(cut)
+    resumed = lb.finetune(replace(cut, resume=True))
+    pairs = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    rates = {row["step"]: row["learning_rate"] for row in whole.history if "learning_rate" in row}
+    assert [step for step in rates if rates[step] == 0] == [1, 4, 7, 10]  # the run's rise, and those after restarts
+    ranks = set(lb.setups(whole.model)["whole"].ranks.values())
+    assert ranks == {8}  # four phases of rank two
+    base = lb.unload(copy.deepcopy(whole.model))
+    loaded = lb.load(base, whole.adapter)
+    ids = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    device = next(whole.model.parameters()).device
+    logits = [model.eval()(input_ids=ids.to(device)).logits for model in (whole.model, loaded)]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{}, pytest.param({"restarts": "relora", "restart_every": 2}, marks=SLOW)])
+def test_a_run_that_is_resumed_at_its_end_does_not_train(more, options, tmp_path):
+    """Whether it died before it wrote its adapter or has written everything: in the middle of an epoch, too."""
+    options = replace(options, steps=3, every=3, **more)
+    whole = lb.finetune(options)
+    rows = (tmp_path / "out/metrics.jsonl").read_text()
+    shutil.rmtree(whole.adapter)
+    again = lb.finetune(replace(options, resume=True))
+    assert again.metrics == whole.metrics
+    pairs = zip(whole.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert (tmp_path / "out/metrics.jsonl").read_text() == rows
+    assert [path.name for path in (tmp_path / "out/checkpoints").iterdir()] == ["checkpoint-3"]
+
+
+def test_a_single_step_learns(options):
+    result = lb.finetune(replace(options, steps=1))
+    assert not lb.summary(result.model).unmoved
 
 
 @SLOW
@@ -288,6 +335,11 @@ def test_a_truncated_model_file(options, folder, tmp_path):
         ({"eval_fraction": 1.5}, r"eval_fraction must lie in \[0, 1\)"),
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"warmup": 1.0}, "warmup must lie in"),
+        ({"restarts": "cola"}, "restarts must be one of relora, periodic-lora, chain-of-lora, got 'cola'"),
+        ({"restart_every": 5}, "restart_every is for runs with restarts"),
+        ({"restarts": "relora", "restart_every": 0}, "restart_every must be positive, got 0"),
+        ({"restarts": "relora", "recipe": "dora"}, "recipe 'dora' cannot begin again"),
+        ({"restarts": "relora", "recipe": "adalora", "target_rank": 1}, "restarts and target_rank exclude each other"),
         ({"targets": ("nowhere",)}, "matches no module"),
         ({"rank": 99}, "rank must lie between"),
     ],

@@ -192,15 +192,27 @@ def test_autocast_computes_in_its_type(device_type):
 # dropout ---------------------------------------------------------------------------------------------------------
 
 
-def test_dropout_draws_the_same_mask_in_backward_and_keeps_nothing():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_has_the_same_mask_in_backward_and_keeps_a_bit_a_number(dtype):
     torch.manual_seed(0)
-    x: Any = torch.randn(200, 50, dtype=torch.float64, requires_grad=True)
+    x: Any = torch.randn(203, 50, dtype=dtype, requires_grad=True)
     kept, out = saved_bytes(lambda: dropout(x, 0.3, 0), (x,))
     out.sum().backward()
-    assert kept == 0
+    assert kept == 8 * -(-203 * 50 // 64)
     torch.testing.assert_close(x.grad * x, out)
-    assert set(x.grad.unique().tolist()) == {0.0, 2**16 / (2**16 - round(0.3 * 2**16))}
+    survivor = torch.tensor(2**16 / (2**16 - round(0.3 * 2**16)), dtype=dtype)
+    assert set(x.grad.unique().tolist()) == {0.0, survivor.item()}
     assert abs((out == 0).double().mean() - 0.3) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 0), (5, 13), (2, 3, 7)])
+def test_dropout_of_any_shape_and_layout(shape):
+    torch.manual_seed(4)
+    x: Any = torch.randn(shape, dtype=torch.float64).transpose(0, -1 if shape else 0).requires_grad_()
+    out = dropout(x, 0.4, 0)
+    out.sum().backward()
+    assert out.shape == x.shape
+    torch.testing.assert_close(x.grad * x, out)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -153,7 +153,7 @@ def test_selection_of_bad_input(mlp):
         lb.SelectionWeights(mlp, optimizer, lr=0.0)
 
 
-@pytest.mark.covers("O42")
+@pytest.mark.covers("O42", "R15")
 def test_columns_and_gates_have_data_of_their_own(mlp, task):
     optimizer = adapted(mlp, "bilora", targets=["up", "down"])
     adapters = [layer.adapter("default") for layer in lb.adapted(mlp).values()]

@@ -8,6 +8,8 @@ from torch import nn
 
 import llm_bridge as lb
 
+from .test_recipes import train
+
 
 class Hybrid(nn.Module):
     """An encoder layer behind a soft prompt, with a bottleneck after it."""
@@ -27,7 +29,7 @@ class Hybrid(nn.Module):
         return hidden + self.bottleneck(hidden)
 
 
-@pytest.mark.covers("P15")
+@pytest.mark.covers("P15", "B10")
 def test_prompts_and_bottlenecks_train_load_and_switch_with_the_factors(tmp_path):
     x = torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(1))
     target = torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(2))
@@ -37,14 +39,7 @@ def test_prompts_and_bottlenecks_train_load_and_switch_with_the_factors(tmp_path
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     assert len(names) == 4 + 1 + 4
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    opt = lb.optimizer(model, lr=1e-2)
-    losses = []
-    for _ in range(40):
-        opt.zero_grad()
-        loss = ((model(x) - target) ** 2).mean()
-        loss.backward()
-        opt.step()
-        losses.append(loss.item())
+    losses = train(model, (x, target), 40)
     assert losses[-1] < 0.9 * losses[0]
     assert {name for name, p in model.named_parameters() if not torch.equal(p, start[name])} == set(names)
     after = model(x)
@@ -56,7 +51,7 @@ def test_prompts_and_bottlenecks_train_load_and_switch_with_the_factors(tmp_path
     assert torch.equal(fresh(x), after)
 
 
-@pytest.mark.covers("P15")
+@pytest.mark.covers("P15", "B10")
 def test_several_factors_act_together():
     x = torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(1))
     model = Hybrid()

@@ -20,6 +20,7 @@ LAYERS = {
     "conv1d": (lambda: nn.Conv1d(3, 5, 2, padding=1, dilation=2), lambda: torch.randn(2, 3, 8)),
     "conv2d": (lambda: nn.Conv2d(2, 5, (3, 2), stride=2, padding=1), lambda: torch.randn(2, 2, 7, 6)),
     "conv2d reflect": (lambda: nn.Conv2d(2, 5, 3, padding=1, padding_mode="reflect"), lambda: torch.randn(2, 2, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(2, 5, (1, 3, 2), padding=1, bias=False), lambda: torch.randn(2, 2, 3, 4, 3)),
     "conv2d same": (
         lambda: nn.Conv2d(2, 5, 3, padding="same", dilation=2, bias=False),
         lambda: torch.randn(2, 2, 5, 5),
@@ -49,7 +50,7 @@ def by_hand(layer, x, weight):
     """The layer with another weight (out, in), written without the bridge."""
     if isinstance(layer, nn.Embedding):
         return weight.mT[x]
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         other = copy.deepcopy(layer)
         del other.weight
         other.weight = weight.reshape(layer.weight.shape)
@@ -85,6 +86,7 @@ def test_starts_at_the_pretrained_layer(layer, variant):
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.covers("A07")
 @CASES
 @ALL
 def test_merging_equals_the_forward_and_unmerging_is_exact(layer, variant):
@@ -227,7 +229,8 @@ def test_checkpointing_with_dropout_and_adapters_has_the_same_gradient():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Conv2d(4, 4, 3, groups=2), nn.Conv3d(1, 1, 1), nn.Embedding(5, 4, max_norm=1.0), nn.LayerNorm(4)]
+    "layer",
+    [nn.Conv2d(4, 4, 3, groups=2), nn.ConvTranspose2d(2, 2, 1), nn.Embedding(5, 4, max_norm=1.0), nn.LayerNorm(4)],
 )
 def test_unsupported_layers_are_refused(layer):
     model = One(layer)

@@ -111,6 +111,7 @@ def test_merging_in_half_precision_reports_what_it_lost(mlp, task):
     assert all(torch.equal(original[k], v) for k, v in mlp.state_dict().items())
 
 
+@pytest.mark.covers("A07")
 def test_unloading_a_merged_model_keeps_the_update(mlp, task):
     lb.adapt(mlp, "lora", rank=2)
     shake(mlp, "default")
@@ -129,6 +130,23 @@ def test_dropping_restores_layers_without_adapters(mlp, task):
     lb.drop(mlp, "b")
     assert not lb.adapted(mlp)
     assert torch.equal(mlp(task[0]), before)
+
+
+def test_dropping_the_only_adapter_restores_what_it_trained_in_full(mlp, task):
+    before = mlp(task[0])
+    lb.adapt(mlp, "lora", rank=2, targets=["up"], also_train=["head"])
+    shake(mlp, "default")
+    with torch.no_grad():
+        mlp.head.weight += 1.0
+    lb.drop(mlp, "default")
+    assert torch.equal(mlp(task[0]), before)
+
+
+def test_merging_nothing_is_an_error(mlp):
+    lb.adapt(mlp, "lora", rank=2)
+    lb.activate(mlp)
+    with pytest.raises(ValueError, match="no adapter is active; activate one"):
+        lb.merge(mlp)
 
 
 def test_what_trains_in_full_belongs_to_its_adapter(mlp, task):
@@ -177,3 +195,15 @@ def test_copies_and_state_dicts_work(mlp, task):
     assert torch.equal(twin(task[0]), mlp(task[0]))
     lb.drop(twin, "default")
     assert lb.adapted(mlp)
+
+
+def test_a_model_inside_of_another_has_the_adapters(mlp, task):
+    """What wraps a model changes all paths, so that files of it would fit nothing."""
+    lb.adapt(mlp, "lora", rank=2)
+    compiled, whole = torch.compile(mlp, backend="eager"), nn.ModuleDict({"part": mlp})
+    for needs in (lb.summary, lb.unload, lambda m: lb.save(m, "nowhere"), lambda m: lb.adapt(m, "lora", name="b")):
+        with pytest.raises(ValueError, match=r"the adapters are in model\._orig_mod; pass that"):
+            needs(compiled)
+        with pytest.raises(ValueError, match=r"the adapters are in model\.part; pass that"):
+            needs(whole)
+    assert list(lb.setups(mlp)) == ["default"]

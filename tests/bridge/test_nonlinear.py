@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scipy.interpolate import BSpline
 
 import llm_bridge as lb
 from llm_bridge.nonlinear import GRID, ORDER, Aurora, LoDA, LoDAPlus, spline_basis
+from llm_bridge.training.report import stable_ranks
 
 LORA = lb.recipe("lora")
 FORMS = [Aurora, LoDA, LoDAPlus]
@@ -87,3 +90,11 @@ def test_rules_that_need_an_adjoint_are_refused(form):
         p.whiten(p)
     with pytest.raises(TypeError, match="conversion"):
         form.from_product(*p.arrays()[:2])
+
+
+@pytest.mark.parametrize("name", sorted(n for n, r in lb.recipes().items() if not r.mergeable))
+def test_the_report_of_a_run_does_without_a_matrix(name, mlp):
+    """Stable ranks are written before the adapter is: a layer that has no matrix must not cost the run."""
+    rows = stable_ranks(lb.adapt(mlp, name, rank=2))
+    assert len(rows) == 5
+    assert all(row.before >= 1 and math.isnan(row.after) for row in rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import llm_bridge as lb
 from llm_bridge import bucket
-from lowrank_sp.rules import LossDamped, Scaled, chain
+from lowrank_sp.rules import LossDamped, Plain, Scaled, chain
 
 
 def gradients(model, task):
@@ -141,6 +143,39 @@ def test_the_size_of_blocks_changes_nothing(name, mlp, task, monkeypatch):
     together, opt = ends(mlp, task, name)
     assert len(opt.buckets) == 3
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(alone, together, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Witness(Plain):
+    """Plain descent that notes with what precision products would be computed, and may fail."""
+
+    seen: list[str] = dataclasses.field(default_factory=list, hash=False)
+    fails: bool = False
+
+    def update(self, grad, state, point, loss=None):
+        self.seen.append(torch.backends.cuda.matmul.fp32_precision)
+        if self.fails:
+            raise FloatingPointError("on purpose")
+        return super().update(grad, state, point, loss)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rules_compute_in_full_precision_and_leave_the_setting(fails, mlp, task):
+    """Three digits, which training may content itself with, are too few for Gram matrices and orthonormal bases."""
+    lb.adapt(mlp, "lora", rank=2)
+    rule = Witness(fails=fails)
+    opt = lb.optimizer(mlp, lr=1e-2, rule=rule)
+    gradients(mlp, task)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(FloatingPointError) if fails else contextlib.nullcontext():
+            opt.step()
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(rule.seen) == {"ieee"}
 
 
 class Launches(TorchDispatchMode):

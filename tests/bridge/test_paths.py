@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint
 import llm_bridge as lb
 from llm_bridge.paths import ResidualPath
 
+from .test_recipes import train
+
 
 class Model(nn.Module):
     """Encoder layers of torch, called with a keyword."""
@@ -106,14 +108,7 @@ def test_paths_learn_and_layers_inside_learn_too(model, x):
     lb.open_paths(model, BLOCKS, width=8)
     lb.adapt(model, "lor2c", rank=2, targets=["residual_path", "linear1"])
     assert len(lb.adapted(model)) == 4
-    opt = lb.optimizer(model, lr=1e-2)
-    losses = []
-    for _ in range(40):
-        opt.zero_grad()
-        loss = ((model(x) - target) ** 2).mean()
-        loss.backward()
-        opt.step()
-        losses.append(loss.item())
+    losses = train(model, (x, target), 40)
     assert losses[-1] < 0.9 * losses[0]
 
 

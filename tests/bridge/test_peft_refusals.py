@@ -152,3 +152,30 @@ def test_target_modules_select_exactly_the_layers(mlp, tmp_path):
     lb.adapt(nested, "lora", rank=2, targets=lambda name, module: name == "a")
     lb.save_peft(nested, tmp_path)
     assert read_json(tmp_path / "adapter_config.json")["target_modules"] == "a"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's, about tied weights and its age
+@pytest.mark.parametrize("saved", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]])
+def test_a_tied_weight_that_peft_trained_apart(llama, saved, tmp_path):
+    """PEFT unties what it copies; one parameter cannot hold both, and two parameters can."""
+    import peft
+
+    model, tokens = llama
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=saved)
+    theirs = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    shake(p for p in theirs.parameters() if p.requires_grad)
+    theirs.save_pretrained(tmp_path)
+    refused(model, tmp_path, r"was trained apart from lm_head|was trained apart from model.embed_tokens")
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    lb.load_peft(model, tmp_path)
+    assert torch.allclose(model(tokens).logits, theirs(tokens).logits, atol=1e-6)
+
+
+def test_models_that_peft_has_wrapped(mlp):
+    import peft
+
+    theirs = peft.get_peft_model(mlp, peft.LoraConfig(r=2, target_modules=["up"]))
+    for wrapped in (theirs, mlp):
+        with pytest.raises(TypeError, match=r"layers\.0\.up is a layer of PEFT.*merge_and_unload.*load_peft"):
+            lb.adapt(wrapped, "lora", rank=2)
+    lb.adapt(theirs.merge_and_unload(), "lora", rank=2)

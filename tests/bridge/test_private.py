@@ -29,7 +29,7 @@ def loss_of(model):
     return lambda sample: (model(sample[0]) - sample[1]).square().mean()
 
 
-@pytest.mark.covers("O50")
+@pytest.mark.covers("O50", "A24")
 def test_gradients_of_samples_are_clipped_and_added(mlp, task):
     private, samples = prepared(mlp), samples_of(task)
     start, norms = [p.detach().clone() for p in trained(mlp)], []
@@ -56,7 +56,7 @@ def test_gradients_of_samples_are_clipped_and_added(mlp, task):
     assert loss > 0
 
 
-@pytest.mark.covers("O50")
+@pytest.mark.covers("O50", "A24")
 def test_no_sample_moves_the_parameters_by_more_than_the_clip(mlp, task):
     samples, moved = samples_of(task), []
     for kept in (samples, samples[1:]):
@@ -68,7 +68,7 @@ def test_no_sample_moves_the_parameters_by_more_than_the_clip(mlp, task):
     assert 0.5 * 0.03 / 8 < (moved[0] - moved[1]).norm().item() <= 0.03 / 8 * (1 + 1e-5)
 
 
-@pytest.mark.covers("O50")
+@pytest.mark.covers("O50", "A24")
 def test_noise_has_the_stated_size_and_is_new_in_every_step(mlp):
     private = prepared(mlp, clip=0.5, noise=3.0, batch=10)
     drawn = []

@@ -260,6 +260,22 @@ def test_bad_input(mlp):
         lb.Restarts(mlp, optimizer, lb.relora(5))
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_second_moments_in_half_precision_are_refused(share, mlp):
+    lb.adapt(mlp, "lora", rank=2, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"layers\.0\.up are in float16, in which the second moments of AdamW vanish"):
+        lb.Restarts(mlp, lb.optimizer(mlp), lb.relora(5, share))
+    assert list(setups(mlp)) == ["default"]
+
+
+@pytest.mark.parametrize("recipe, dtype", [("lora", torch.bfloat16), ("reflora", torch.float16)])
+def test_other_moments_restart_in_half_precision(recipe, dtype, mlp, task):
+    optimizer, _ = restarted(mlp, lb.relora(8, 0.5), recipe, lr=3e-2, rank=2, dtype=dtype)
+    before = ((mlp(task[0]) - task[1]) ** 2).mean().item()
+    steps(mlp, optimizer, task, 30)
+    assert ((mlp(task[0]) - task[1]) ** 2).mean().item() < 0.7 * before
+
+
 def test_what_is_refused_leaves_model_and_optimizer(mlp):
     attention = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
     lb.adapt(attention, "lora", rank=2)

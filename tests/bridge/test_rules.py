@@ -12,6 +12,7 @@ from torch import nn
 import llm_bridge as lb
 import lowrank_sp as lr
 from llm_bridge.starts import Gaussian, OrthonormalIdentity, Start
+from lowrank_sp import definite, matrix_functions
 from lowrank_sp.parameterizations import BurerMonteiro, DiagonalCore, PoLAR
 from lowrank_sp.rules import RULES, Adam, Orthogonality, PerFactor, Plain, Shrinkage, chain, translate
 from lowrank_sp.spaces import FLAT
@@ -155,6 +156,14 @@ def test_recipes_from_their_own_start(name, apart, inputs):
     compare(apart, inputs, lb.recipe(name))
 
 
+@pytest.mark.parametrize("name", ["reflora", "reflora-s", "lora-pro", "lora-rite", "stella", "polar"])
+def test_recipes_by_the_routes_of_a_device(name, apart, inputs, monkeypatch):
+    """Tensors of the host count as those of an accelerator, where products replace factorizations that wait."""
+    for module in (definite, matrix_functions):
+        monkeypatch.setattr(module, "is_remote", lambda a: isinstance(a, torch.Tensor))
+    compare(apart, inputs, lb.recipe(name))
+
+
 @pytest.mark.covers("O02")
 def test_turns_with_a_closure_are_alternating_descent(apart):
     """``1/2 ||W - A||^2`` as the loss of a layer: two evaluations a step, the second at the new left factor."""
@@ -273,7 +282,7 @@ def test_one_right_factor_for_all_layers_of_a_type(llama):
     assert count == 2 * (2 * (16 + 24) + 2 * 16)  # r (sum of outs + one set of ins per type)
 
 
-@pytest.mark.covers("P29", "P27", "I07")
+@pytest.mark.covers("P29", "E08", "P27", "I07")
 def test_starts_with_a_core(apart, inputs):
     lb.adapt(apart, "moslora", rank=2, dtype=torch.float64)
     adapter = adapters(apart)[0]

@@ -49,6 +49,8 @@ def test_exclude_and_layers(mlp):
     left = ["layers.0.down", "layers.1.up", "layers.1.down"]
     assert paths(mlp, "all-linear", exclude=["head", "layers.0.up"]) == left
     assert paths(mlp, "all-linear", layers=[1]) == ["layers.1.up", "layers.1.down"]
+    assert paths(mlp, "all-linear", exclude="layers.0") == ["layers.1.up", "layers.1.down", "head"]
+    assert paths(mlp, "all-linear", exclude=lambda name, module: name == "layers") == ["head"]
 
 
 def test_one_wrong_name_among_good_ones_is_an_error(mlp):
@@ -60,8 +62,41 @@ def test_one_wrong_name_among_good_ones_is_an_error(mlp):
     with pytest.raises(ValueError, match="exclude holds 'nothing'"):
         lb.adapt(mlp, "lora", exclude=["nothing"])
     with pytest.raises(ValueError, match="no layer is left"):
-        lb.adapt(mlp, "lora", targets=["up"], layers=[7])
+        lb.adapt(mlp, "lora", targets=["head"], layers=[1])
+    with pytest.raises(ValueError, match="layers holds 7, and the blocks of the model are 0 to 1"):
+        lb.adapt(mlp, "lora", targets=["up"], layers=[1, 7])
     assert str(mlp) == before
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"targets": "up("}, ValueError, r"'up\(' is neither a name nor a regular expression: missing \)"),
+        (
+            {"targets": r"layers\.[01]\.u"},
+            ValueError,
+            "a regular expression must match a whole path, such as layers.0.up",
+        ),
+        ({"targets": None}, TypeError, "targets must be 'all-linear', names or a function, got None"),
+        ({"exclude": 3}, TypeError, "exclude must be 'all-linear', names or a function, got 3"),
+        ({"layers": 1}, TypeError, r"layers must be positions of blocks, such as \[0, 1\] or range\(4\), got 1"),
+        ({"rank_pattern": {r"0\.up.*": 4}}, ValueError, "matches none of the chosen layers, such as layers.0.up"),
+        ({"dtype": torch.int8}, TypeError, "dtype must be a floating-point type of torch, got torch.int8"),
+        ({"dtype": "float32"}, TypeError, "dtype must be a floating-point type of torch, got 'float32'"),
+        ({"seed": -1}, ValueError, "seed must be a natural number, got -1"),
+        ({"variant": "PiSSA"}, ValueError, "did you mean pissa"),
+        ({"variant": None}, TypeError, "a recipe or the name of one, got None"),
+    ],
+)
+def test_arguments_that_mean_nothing(mlp, options, error, message):
+    with pytest.raises(error, match=message):
+        lb.adapt(mlp, **{"rank": 2} | options)
+    assert not lb.adapted(mlp)
+
+
+def test_layers_of_a_model_without_blocks():
+    with pytest.raises(ValueError, match="layers chooses blocks of a ModuleList, and the model has none"):
+        lb.adapt(nn.Sequential(nn.Linear(3, 3)), "lora", rank=1, layers=[0])
 
 
 def test_a_layer_that_no_adapter_can_meet():
@@ -76,6 +111,17 @@ def test_a_layer_that_no_adapter_can_meet():
 def test_bad_ranks_leave_the_model_as_it_was(mlp, rank, error):
     with pytest.raises(error, match="rank must"):
         lb.adapt(mlp, "lora", rank=rank)
+    assert not lb.adapted(mlp)
+    assert all(p.requires_grad for p in mlp.parameters())
+
+
+@pytest.mark.parametrize("recipe", ["lora", "pissa", "goat"])
+@pytest.mark.parametrize("alpha", [0, -2.0, float("nan"), float("inf"), True, "8"])
+def test_bad_alphas_leave_the_model_as_it_was(mlp, recipe, alpha):
+    with pytest.raises(ValueError, match=r"alpha must be a positive number, got .* for layers"):
+        lb.adapt(mlp, recipe, rank=2, alpha=alpha)
+    with pytest.raises(ValueError, match=r"alpha must be a positive number, got .* for layers\.0\.down"):
+        lb.adapt(mlp, recipe, rank=2, alpha_pattern={"down": alpha})
     assert not lb.adapted(mlp)
     assert all(p.requires_grad for p in mlp.parameters())
 

@@ -236,6 +236,15 @@ def test_white_inputs_give_the_principal_start():
     assert np.allclose(point.left.T @ point.left, expected.left.T @ expected.left)
 
 
+def test_the_least_directions_of_few_inputs_are_balanced():
+    """Inputs that span less than the layer takes say nothing about sizes: no factor may be tiny or huge."""
+    weight, c = normal(M, N), second_moments(normal(N - 3, N, seed=1))
+    point = starts.ContextMinor()(site(weight=weight, statistic=c))
+    sizes = [a.norm(dim=0) for a in point.arrays()]
+    assert torch.allclose(sizes[0], sizes[1])
+    assert abs(update(point) @ c).max() < 1e-6  # nothing changes for the inputs seen
+
+
 def test_thin_moments_serve_as_well():
     thin = torch.as_tensor(normal(N, 4))
     point = BurerMonteiro(thin, thin)

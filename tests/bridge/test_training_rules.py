@@ -135,7 +135,7 @@ def test_sam_of_bad_input(mlp):
 # MeZO -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.covers("O23")
+@pytest.mark.covers("O23", "B06")
 def test_estimates_are_slopes_along_their_directions(mlp, task):
     lb.adapt(mlp.double(), "lora", rank=2, dtype=torch.float64)
     task = [a.double() for a in task]
@@ -155,7 +155,7 @@ def test_estimates_are_slopes_along_their_directions(mlp, task):
     assert not all(torch.equal(a, b) for a, b in zip(z, zeroth.directions(1), strict=True))
 
 
-@pytest.mark.covers("O23")
+@pytest.mark.covers("O23", "B06")
 def test_directions_are_gaussian_and_independent(mlp):
     lb.adapt(mlp, "lora", rank=4)
     zeroth = lb.ZerothOrder(lb.optimizer(mlp), samples=200)

@@ -122,6 +122,30 @@ def test_interrupted_merge_loses_nothing(toy: Toy, monkeypatch: pytest.MonkeyPat
     assert not list(store.workers.iterdir())
 
 
+def test_a_cell_that_swallows_an_interrupt_is_not_stored(toy: Toy):
+    """As cells do that call `lowrank_sp.solve`, which returns what it has."""
+    swallow = "\n    ".join(
+        [
+            "import signal",
+            "try:",
+            "    if cell['x'] == 2 and not os.path.exists(LOG + '.go'): signal.raise_signal(signal.SIGINT)",
+            "except KeyboardInterrupt:",
+            "    return {'y': -1.0}",
+        ]
+    )
+    toy.write(extra=swallow)
+    study, before = load("toy", toy.root), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
+            run_study(study, toy.out)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "squares 2 0" not in toy.saved().values()
+    Path(f"{toy.log}.go").touch()
+    assert all(row["y"] == row["x"] ** row["power"] for row in run_study(study, toy.out))
+
+
 def test_two_runs_in_one_folder_are_refused(toy: Toy):
     with Store(toy.out / "toy").exclusive(), pytest.raises(ConfigError, match="another run"):
         run_study(load("toy", toy.root), toy.out)

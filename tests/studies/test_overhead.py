@@ -11,6 +11,7 @@ import torch
 from studies import load
 from studies.overhead import study
 from studies.overhead.analysis import COMPARED, slug
+from studies.overhead.ledger import BANDWIDTH, Ledger
 from studies.overhead.models import LAYERS, SIZES, clone, llama, tokens
 from studies.overhead.step import Step, take_turns
 from studies.overhead.variants import VARIANTS
@@ -24,6 +25,12 @@ def rows() -> list[dict]:
     return [{**CELL, **row} for row in study.run(CELL)]
 
 
+@pytest.fixture(scope="module")
+def counted() -> list[dict]:
+    cell = {"part": "counted", "device": "counted", "model": "tiny", "sequences": 1, "length": 32}
+    return [{**cell, **row} for row in study._counted(cell, [study.FLOOR, "LoRA", "DoRA", "LoRAMoE, 8 experts"])]
+
+
 @pytest.mark.covers("X10")
 def test_every_variant_is_measured_beside_lora(rows):
     by = {row["variant"]: row for row in rows}
@@ -35,18 +42,18 @@ def test_every_variant_is_measured_beside_lora(rows):
         assert row["milliseconds"] > 0
 
 
-def test_claims_on_the_cpu_are_evaluated_and_those_of_a_gpu_are_not(rows):
+def test_claims_on_the_cpu_are_evaluated_and_others_are_not(rows, counted):
     found = study.measures(rows)
     for claim in load("overhead").config.claims:
         assert claim.measure in found, claim.id
-        evaluated = not claim.id.startswith(("gpu", "long"))
+        evaluated = not claim.id.startswith(("counted", "gpu", "long"))
         assert bool(found[claim.measure]) == evaluated, claim.id
-    everywhere = [*rows, *({**row, "part": part} for row in rows for part in ("long", "gpu"))]
+    everywhere = [*rows, *counted, *({**row, "part": part} for row in rows for part in ("long", "gpu"))]
     assert all(study.measures(everywhere).values())
-    assert set(study.figures(everywhere)) == {"cpu", "long", "gpu"}
+    assert set(study.figures(everywhere)) == {"cpu", "long", "counted", "gpu"}
     tables = study.tables(everywhere)
-    assert len(tables) == 3
-    assert all(len(table) == 1 + len(VARIANTS) for table in tables.values())
+    assert len(tables) == 4
+    assert sorted(map(len, tables.values())) == [4, *3 * [1 + len(VARIANTS)]]
 
 
 def test_claims_state_the_printed_ratios():
@@ -58,6 +65,33 @@ def test_claims_state_the_printed_ratios():
         assert 0 <= claims[f"{key}-memory"] - variant.source_memory < 1e-4
         assert claims.get(f"{key}-time-limit") == variant.cpu_time
         assert claims.get(f"{key}-bytes-limit") == variant.cpu_bytes
+
+
+def test_a_ledger_counts_a_chain_of_products_as_by_hand():
+    x, v, w = torch.ones(4, 5), torch.ones(5, 6, requires_grad=True), torch.ones(6, 7, requires_grad=True)
+    with Ledger((x, v, w)) as ledger:
+        y = x @ v
+        z = y @ w
+        assert ledger.alive == 4 * (20 + 30 + 42 + 24 + 28)
+        assert ledger.kernels == 2
+        assert ledger.operations == 2 * (4 * 5 * 6 + 4 * 6 * 7)
+        assert ledger.moved == 4 * (20 + 30 + 24 + 24 + 42 + 28)
+        assert ledger.least == pytest.approx(ledger.moved / BANDWIDTH)  # so small, bytes decide
+        z.backward(torch.ones(4, 7))
+    assert ledger.operations == 2 * (2 * 4 * 5 * 6 + 3 * 4 * 6 * 7)  # x gets no gradient
+    del y, z
+    assert ledger.alive == 4 * (20 + 2 * 30 + 2 * 42)  # with both gradients
+    assert ledger.peak > ledger.alive
+
+
+def test_counts_of_tensors_without_numbers_are_those_of_real_ones(counted):
+    """Beyond the frozen model: transformers makes a causal mask only for tensors that hold no numbers."""
+    base, floor = llama("counted", "tiny"), counted[0]
+    least = study._ledger(base, study.FLOOR, floor)
+    for row in counted:
+        real = study._ledger(base, row["variant"], row)
+        beyond = {key: row[key] - floor[key] for key in real}
+        assert beyond == pytest.approx({key: real[key] - least[key] for key in real}, rel=1e-9)
 
 
 def test_memory_does_not_depend_on_the_run(rows):

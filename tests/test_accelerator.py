@@ -149,10 +149,10 @@ def test_the_record_names_the_line(device):
 
 
 @pytest.mark.gpu
-def test_tensors_of_the_device_do_not_travel(device):
+def test_tensors_of_the_device_do_not_travel(device, tmp_path):
     if device == "cuda":
         pytest.skip("those of CUDA do")
     with pytest.raises(TypeError, match="do not travel"):
-        torch.save(square(device), "nowhere")
+        torch.save(square(device), tmp_path / "tensor.pt")
     with pytest.raises(TypeError, match=r"Use Tensor\.cpu"):
         square(device).numpy()

@@ -76,23 +76,9 @@ Where a number has a bound:
 """
 
 OPTIMIZER_TEXT = """
-The factors of a step are read and written so many times, in units of their own bytes (fused AdamW: reads of
-parameter, gradient and two moments, writes of all but the gradient). *Needs* takes factors and gradients that are
-already stacked; stacking the layers of one shape costs four more.
-
-| rule | needs | passes |
-|---|---|---|
-| lora, lora+ | 7 | 7 |
-| riemannian (ScaledGD) | 10: Gram matrices 1, product 2, Adam 7 | 14 |
-| reflora | 10 | 14 |
-| reflora-s | 10 | 16 |
-| lora-pro | 11.5 | 18 |
-| polar | 17: Gram and cross products 2, direction 3, Adam 7, transport 5 | 26 |
-| stella | 24 | 37 |
-| lora-rite | 14 | 28 |
-
-The counts are read off the formulas and the code. By bytes alone ScaledGD could cost 1.4 of fused AdamW; the table
-below shows what it does cost on a CPU, where thin products take their time too.
+In units of the bytes of the factors, fused AdamW reads parameter, gradient and two moments and writes all but the
+gradient: 7. ScaledGD needs 10: Gram matrices read once more, and a product reads and writes. By bytes alone it could
+cost 1.4 of fused AdamW; the table shows what it does cost on a CPU, where thin products take their time too.
 """
 
 

@@ -290,6 +290,15 @@ def known(model: nn.Module, name: str) -> Setup:
     return there[name]
 
 
+def acting(model: nn.Module, name: str) -> dict[str, Adapter]:
+    """The adapters of this name by path; an error if there are none, or they are not active."""
+    known(model, name)
+    found = {path: layer.adapter(name) for path, layer in adapted(model).items() if name in layer.active}
+    if not found:
+        raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+    return found
+
+
 def _put_back(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, last = path.rpartition(".")
     host = model.get_submodule(parent)

@@ -11,7 +11,7 @@ from lowrank_sp.parameterizations import DiagonalCore
 
 from ..adapter import Adapter
 from ..distributed import placements, unwrapped
-from ..inject import adapted, known
+from ..inject import acting, known
 from ..steps import Companion
 
 __all__ = ["Budget", "RankPolicy", "gated"]
@@ -56,9 +56,7 @@ def gated(model: nn.Module, name: str) -> dict[str, Adapter]:
     """
     model = unwrapped(model)
     made = known(model, name).recipe
-    found = {path: layer.adapter(name) for path, layer in adapted(model).items() if name in layer.active}
-    if not found:
-        raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+    found = acting(model, name)
     for path, adapter in found.items():
         if not issubclass(adapter.form, DiagonalCore) or set(adapter.trains) != set(adapter.form.names):
             raise TypeError(

@@ -12,7 +12,7 @@ from lowrank_sp.parameterizations import BurerMonteiro
 
 from ..adapter import Adapter
 from ..distributed import unwrapped
-from ..inject import adapted, check_name, install, known
+from ..inject import acting, adapted, check_name, install, known
 from ..life import require_unmerged
 from ..noise import Noise
 from ..restore import sites_at
@@ -96,8 +96,8 @@ class NestedRanks(Companion):
     ):
         model = unwrapped(model)
         setup = known(model, name)
-        self.adapters = {p: layer.adapter(name) for p, layer in adapted(model).items() if name in layer.active}
-        _check_plain(self.adapters, name, setup.recipe.name, setup.dropout)
+        self.adapters = acting(model, name)
+        _check_plain(self.adapters, setup.recipe.name, setup.dropout)
         smallest = min(setup.ranks[path] for path in self.adapters)
         most = smallest if most is None else most
         if not 1 <= least <= most <= smallest:
@@ -175,7 +175,7 @@ def with_leading_ranks(model: nn.Module, rank: int, name: str = "default", new: 
     check_name(model, new)
     require_unmerged(model)
     found = {path: layer.adapter(name) for path, layer in adapted(model).items() if name in layer.names()}
-    _check_plain(found, name, setup.recipe.name, 0.0)
+    _check_plain(found, setup.recipe.name, 0.0)
     least = min(setup.ranks[path] for path in found)
     if not 1 <= rank <= least:
         raise ValueError(f"rank must lie between 1 and {least}, the smallest rank of a layer, got {rank}")
@@ -189,9 +189,7 @@ def with_leading_ranks(model: nn.Module, rank: int, name: str = "default", new: 
     return new
 
 
-def _check_plain(adapters: dict[str, Adapter], name: str, recipe: str, dropout: float) -> None:
-    if not adapters:
-        raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+def _check_plain(adapters: dict[str, Adapter], recipe: str, dropout: float) -> None:
     if any(adapter.form is not BurerMonteiro or adapter.shifted or adapter.extras for adapter in adapters.values()):
         raise TypeError(f"nested ranks need the components of plain LoRA, got recipe {recipe!r}; take 'lora'")
     if dropout:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lowrank_sp.coverage import covers
 
 from ..distributed import unwrapped
-from ..inject import adapted, known
+from ..inject import acting, known
 from ..truncation import thin_sum
 from .companion import Companion
 from .keep import Beside, layer_at, set_past
@@ -61,9 +61,7 @@ class DeltaLoRA(Companion):
         model = unwrapped(model)
         made = known(model, name).recipe
         self.model, self.name, self.ratio, self.first = model, name, ratio, first
-        self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
-        if not self.paths:
-            raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+        self.paths = tuple(acting(model, name))
         if not made.combine.additive or not all(layer_at(model, p).adapter(name).thin for p in self.paths):
             raise ValueError(f"recipe {made.name!r} has no thin factors that are added to the weights; take 'lora'")
         if not ratio > 0 or first < 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowrank_sp.coverage import covers
 
 from ..distributed import unwrapped
-from ..inject import adapt, adapted, check_name, known
+from ..inject import acting, adapt, check_name, known
 from ..life import activate, active
 from ..precision import precise
 from ..truncation import thin_sum
@@ -53,9 +53,7 @@ class TaskDirections(Companion):
     def __init__(self, model: nn.Module, after: int = 100, count: int = 8, name: str = "default"):
         model = unwrapped(model)
         made = known(model, name).recipe
-        self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
-        if not self.paths:
-            raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+        self.paths = tuple(acting(model, name))
         if not made.combine.additive or not all(layer_at(model, p).adapter(name).thin for p in self.paths):
             raise ValueError(f"recipe {made.name!r} has no thin factors that are added to the weights; take 'lora'")
         if after < 1:

@@ -11,7 +11,7 @@ from lowrank_sp.coverage import covers
 from lowrank_sp.parameterizations import BurerMonteiro, FixedRank
 
 from ..distributed import placements, unwrapped
-from ..inject import adapted, known
+from ..inject import acting, known
 from .companion import Companion
 from .forget import forget
 from .keep import layer_at
@@ -67,9 +67,7 @@ class FixedRankSteps(Companion):
         model = unwrapped(model)
         made = known(model, name).recipe
         self.model, self.name, self.every, self.ratio, self.optimizer = model, name, every, ratio, optimizer
-        self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
-        if not self.paths:
-            raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+        self.paths = tuple(acting(model, name))
         for adapter in map(self.adapter, self.paths):
             if adapter.form is not BurerMonteiro or set(adapter.trains) != {"left", "right"} or made.shares:
                 raise TypeError(f"recipe {made.name!r} has no product of two factors that both train; take 'lora'")

@@ -14,7 +14,7 @@ from lowrank_sp.coverage import covers
 
 from ..adapter import Adapter
 from ..distributed import placements, unwrapped
-from ..inject import adapted, known
+from ..inject import acting, known
 from ..optimizer import LowRankOptimizer
 from ..restore import sites_at
 from ..sites import Site, layer_index
@@ -219,7 +219,7 @@ class Restarts(Companion):
         model = unwrapped(model)
         self.model, self.phases, self.name, self.seed = model, phases, name, seed
         self.setup = known(model, name)
-        self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
+        self.paths = tuple(acting(model, name))
         self.start = phases.start or self.setup.recipe.init
         _check(self)
         self.check(optimizer)
@@ -330,9 +330,7 @@ def _blocks(model: nn.Module, paths: tuple[str, ...]) -> dict[Any, list[str]]:
 
 def _check(restarts: Restarts) -> None:
     """Whether the adapter of these restarts can begin again."""
-    made, name, model = restarts.setup.recipe, restarts.name, restarts.model
-    if not restarts.paths:
-        raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+    made, model = restarts.setup.recipe, restarts.model
     if not made.combine.additive or not made.mergeable:
         raise ValueError(
             f"recipe {made.name!r} does not add a matrix to the weight, so that its updates cannot be kept "

@@ -12,7 +12,7 @@ from lowrank_sp.parameterizations import BurerMonteiro
 from lowrank_sp.rules import Adam
 
 from ..distributed import placements, unwrapped
-from ..inject import adapted, known
+from ..inject import acting, known
 from .companion import Companion
 from .keep import Beside, Keep, layer_at
 
@@ -121,9 +121,7 @@ class ColumnScaling(Companion):
         model = unwrapped(model)
         made = known(model, name).recipe
         self.model, self.name, self.every, self.limit = model, name, every, limit
-        self.paths = tuple(path for path, layer in adapted(model).items() if name in layer.active)
-        if not self.paths:
-            raise ValueError(f"adapter {name!r} is not active; activate(model, {name!r}) first")
+        self.paths = tuple(acting(model, name))
         for adapter in map(self.adapter, self.paths):
             plain = adapter.form is BurerMonteiro and not adapter.shifted and set(adapter.trains) == {"left", "right"}
             if not plain or not adapter.combine.additive or made.rule != Adam() or made.shares:

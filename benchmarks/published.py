@@ -47,10 +47,14 @@ PUBLISHED: dict[tuple[str, float], tuple[str, tuple[int | None, ...]]] = {
 }
 
 
+def signs(n: int, rank: int, rng: np.random.Generator) -> np.ndarray:
+    """Singular vectors of a random sign matrix, as in the published codes: no row is much longer than the others."""
+    return np.linalg.svd(np.sign(rng.standard_normal((n, rank))), full_matrices=False)[0]
+
+
 def truth(n: int, rank: int, condition_number: float, rng: np.random.Generator) -> lr.BurerMonteiro:
-    """Singular vectors of sign matrices, symmetric, as in the published codes."""
-    u = np.linalg.svd(np.sign(rng.standard_normal((n, rank))), full_matrices=False)[0]
-    left = u * np.linspace(1, 1 / condition_number, rank) ** 0.5
+    """Symmetric, with the singular vectors of a sign matrix, as in the published codes."""
+    left = signs(n, rank, rng) * np.linspace(1, 1 / condition_number, rank) ** 0.5
     return lr.BurerMonteiro(left, left)
 
 
@@ -84,8 +88,12 @@ def robust(condition_number: float, seed: int = 0) -> Setting:
 
 def tucker(condition_number: float, seed: int = 0) -> Setting:
     """n = 100, multilinear rank 5, a tenth of the entries, step 0.3 / p."""
-    problem = lr.synthetic.tensor_completion((100,) * 3, 5, lr.Tucker, 0.1, condition_number, seed=seed)
-    return Setting(problem, 5, lr.ScaledGD(0.3 / problem.observed), lr.ScaledCG(), lr.Tucker)
+    rng = np.random.default_rng(seed)
+    core = lr.synthetic.low_tensor((5,) * 3, 5, lr.Tucker, condition_number, rng).arrays()[0]
+    point = lr.Tucker(core, *(signs(100, 5, rng) for _ in range(3)))
+    indices = (rng.random(point.shape) < 0.1).nonzero()
+    problem = lr.TensorCompletion(indices, point.entries(*indices), point.shape, point)
+    return Setting(problem, 5, lr.ScaledGD(0.3 / problem.observed), lr.RiemannianCG(), lr.Tucker)
 
 
 def hankel(condition_number: float, seed: int = 0) -> Setting:
@@ -150,6 +158,8 @@ def counted(setting: Setting, solver: Any, most: int) -> tuple[list[float | None
     """Iterations and seconds of CPU time to every level, from the spectral start."""
     problem, last = setting.problem, LEVELS[-1]
     start = lr.inits.spectral(problem, setting.form, setting.rank)
+    if solver.name == "RiemannianCG":
+        start = lr.FixedRankTucker.from_tucker(start)
     with mock.patch.object(sys.modules["lowrank_sp.solve"], "perf_counter", time.process_time):
         if solver is separate_measurements:
             result, _ = solver(problem, setting.rank, most, 1e-13)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from common import table, write_rows
+from published import tucker
 
 import lowrank_sp as lr
 
@@ -55,11 +56,12 @@ def cp_row(seed: int) -> dict[str, Any]:
 
 def tucker_row(kappa: float) -> dict[str, Any]:
     """n = 100, r = 5, a tenth of the entries: ScaledGD at the published step 0.3 / p, and the default."""
-    problem = lr.synthetic.tensor_completion((100,) * 3, 5, lr.Tucker, 0.1, condition_number=kappa, seed=0)
-    start = lr.inits.spectral(problem, lr.Tucker, 5)
-    theirs = lr.solve(problem, start, lr.ScaledGD(0.3 / problem.observed), 300, 1e-12)
+    setting = tucker(kappa)
+    problem, rank = setting.problem, setting.rank
+    start = lr.inits.spectral(problem, lr.Tucker, rank)
+    theirs = lr.solve(problem, start, setting.theirs, 300, 1e-12)
     tick = time.process_time()
-    ours = lr.complete_tensor(problem, 5, lr.Tucker)
+    ours = lr.complete_tensor(problem, rank, lr.Tucker)
     return {
         "setting": "published Tucker", "kappa": kappa, "levels": LEVELS,
         "at_published_step": [_finite(theirs.iterations_to(level)) for level in LEVELS],

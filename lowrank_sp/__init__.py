@@ -1,9 +1,10 @@
 """lowrank_sp: low-rank factorization, sensing and completion, with the optimizers of LoRA."""
 
 from . import baselines, inits, metrics, spaces, streaming
-from .delegates import cca, nmf, pca
+from .delegates import cca, nmf, pca, subspace_clusters
 from .exponentials import NOMP
 from .frames import fill
+from .localize import Localization, localize
 from .operators import as_linear_operator
 from .parameterizations import (
     CP,
@@ -22,6 +23,7 @@ from .parameterizations import (
     EtherPlus,
     FixedRank,
     FixedRankTrain,
+    FixedRankTucker,
     Fourier,
     FrozenCore,
     FrozenRight,
@@ -52,6 +54,7 @@ from .parameterizations import (
 )
 from .problems import (
     DenseEnsemble,
+    DistanceEnsemble,
     HankelCompletion,
     MatrixCompletion,
     MatrixFactorization,
@@ -102,6 +105,7 @@ from .solvers import (
     ScaledCG,
     ScaledGD,
 )
+from .tracking import GROUSE, PETRELS, Subspace, Tracked, track
 
 __version__ = "0.1.0"
 
@@ -110,6 +114,7 @@ __all__ = [
     "CP",
     "FORMS",
     "GD",
+    "GROUSE",
     "ROTATIONS",
     "RULES",
     "SOLVERS",
@@ -129,11 +134,13 @@ __all__ = [
     "Core",
     "DenseEnsemble",
     "DiagonalCore",
+    "DistanceEnsemble",
     "EtherPlus",
     "ExactLineSearch",
     "Exponentials",
     "FixedRank",
     "FixedRankTrain",
+    "FixedRankTucker",
     "Fourier",
     "FrozenCore",
     "FrozenRight",
@@ -149,6 +156,7 @@ __all__ = [
     "LoKr",
     "LoKrSmall",
     "LoRAPro",
+    "Localization",
     "LowRankPlusSparse",
     "MatrixCompletion",
     "MatrixFactorization",
@@ -156,6 +164,7 @@ __all__ = [
     "MatrixSensing",
     "NOMP",
     "NoLA",
+    "PETRELS",
     "PauliEnsemble",
     "PoLAR",
     "Polyak",
@@ -184,6 +193,7 @@ __all__ = [
     "Sparse",
     "Status",
     "SubsampledOrthogonal",
+    "Subspace",
     "SymmetricBurerMonteiro",
     "TensorCompletion",
     "TensorFactorization",
@@ -191,6 +201,7 @@ __all__ = [
     "TensorSeparation",
     "TensorTrain",
     "TiedLoRA",
+    "Tracked",
     "Tucker",
     "VeRA",
     "as_linear_operator",
@@ -205,6 +216,7 @@ __all__ = [
     "hadamard_decomposition",
     "inits",
     "lifted",
+    "localize",
     "lowered",
     "metrics",
     "nmf",
@@ -218,6 +230,8 @@ __all__ = [
     "solve",
     "spaces",
     "streaming",
+    "subspace_clusters",
     "synthetic",
     "tomography",
+    "track",
 ]

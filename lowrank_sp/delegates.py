@@ -9,10 +9,11 @@ import numpy as np
 
 from . import xp
 from .coverage import covers
+from .extras import require
 from .parameterizations import SVD, BurerMonteiro
 from .problems.checks import as_data, check_rank
 
-__all__ = ["CanonicalCorrelation", "PrincipalComponents", "cca", "nmf", "pca"]
+__all__ = ["CanonicalCorrelation", "PrincipalComponents", "SubspaceClusters", "cca", "nmf", "pca", "subspace_clusters"]
 
 
 @covers("S08")
@@ -67,7 +68,24 @@ def pca(matrix: Any, rank: int) -> PrincipalComponents:
     """Principal components of the rows of a matrix (m, n), by ``sklearn.decomposition.PCA`` with a full decomposition.
 
     For unknown entries `complete` the matrix first, or use ``lowrank_sp.sklearn.LowRankImputer``; for outliers take
-    `robust_pca`. Arguments and errors as for `nmf`, but entries may be negative; at least two rows.
+    `robust_pca`.
+
+    Parameters
+    ----------
+    matrix : array (m, n)
+        NumPy; a row is a sample, and there are at least two.
+    rank : int
+        Number of components.
+
+    Returns
+    -------
+    PrincipalComponents
+        ``mean`` (n,) of the rows; ``point``, an `SVD` whose ``right`` (n, r) holds the components; ``variances`` (r,).
+
+    Raises
+    ------
+    ImportError, TypeError, ValueError
+        As for `nmf`, but entries may be negative.
 
     >>> rows = np.outer([1.0, 2.0, 3.0], [3.0, 4.0])
     >>> found = pca(rows, rank=1)
@@ -98,7 +116,24 @@ class CanonicalCorrelation(NamedTuple):
 def cca(first: Any, second: Any, rank: int, max_iter: int = 2000, tol: float = 1e-10) -> CanonicalCorrelation:
     """Canonical correlations of tables (m, n) and (m, k) with the same rows, by ``sklearn.cross_decomposition.CCA``.
 
-    Errors as for `pca`, and for tables with different numbers of rows; the rank is at most the smallest of m, n, k.
+    Parameters
+    ----------
+    first, second : arrays (m, n) and (m, k)
+        NumPy; a row is a sample.
+    rank : int
+        At most the smallest of m, n and k.
+    max_iter, tol : int, float
+        Of scikit-learn.
+
+    Returns
+    -------
+    CanonicalCorrelation
+        ``correlations`` (r,), descending, and the scores ``first`` and ``second`` (m, r).
+
+    Raises
+    ------
+    ImportError, TypeError, ValueError
+        As for `pca`, and for tables with different numbers of rows.
 
     >>> x = np.array([[1.0, 0.0], [2.0, 1.0], [3.0, -1.0], [5.0, 0.5]])
     >>> bool(np.allclose(cca(x, x[:, :1] + x[:, 1:], rank=1).correlations, 1))
@@ -113,12 +148,68 @@ def cca(first: Any, second: Any, rank: int, max_iter: int = 2000, tol: float = 1
     return CanonicalCorrelation(correlations, u, v)
 
 
+class SubspaceClusters(NamedTuple):
+    """Points by the subspaces that they lie in."""
+
+    labels: np.ndarray
+    """The cluster of every point, integers from 0 (m,)."""
+    affinity: np.ndarray
+    """Squared cosines between the rows of the leading left singular vectors, (m, m): zero between independent
+    subspaces."""
+
+
+def subspace_clusters(matrix: Any, clusters: int, rank: int, seed: int = 0) -> SubspaceClusters:
+    """Points, the rows of a matrix (m, n), in clusters that lie in a subspace each: ``sklearn.cluster`` on ``|U U^T|``.
+
+    The representation of the points by each other with the least nuclear norm is ``U U^T`` with the leading left
+    singular vectors U (m, r). It vanishes between points of independent subspaces whose dimensions add up to r;
+    spectral clustering of the squared cosines of its rows finds them in noise too.
+
+    Parameters
+    ----------
+    matrix : array (m, n)
+        NumPy. For unknown entries `complete` it first, for outliers take `robust_pca`.
+    clusters : int
+        From 2 to m.
+    rank : int
+        The dimensions of all subspaces together.
+    seed : int
+        Of scikit-learn.
+
+    Raises
+    ------
+    ImportError
+        Without scikit-learn.
+    TypeError, ValueError
+        For a matrix with NaN or infinite entries, torch tensors, or numbers out of range.
+
+    Notes
+    -----
+    Source: :cite:`costeira1998factorization`; as the solution of a low-rank representation :cite:`liu2013lrr`.
+
+    >>> points = np.array([[1.0, 1, 0], [-2, -2, 0], [3, 3, 0], [0, 2, 2], [0, 1, 1], [0, -1, -1]])  # on two lines
+    >>> labels = subspace_clusters(points, clusters=2, rank=2).labels
+    >>> bool((labels == labels[0]).tolist() == [True] * 3 + [False] * 3)
+    True
+    """
+    data = _table(matrix, "matrix")
+    rank, most = check_rank(rank, data.shape), data.shape[0]
+    if isinstance(clusters, bool) or not (isinstance(clusters, (int, np.integer)) and 2 <= clusters <= most):
+        raise ValueError(f"clusters must be an integer from 2 to the number of rows {most}, got {clusters!r}")
+    rows = np.linalg.svd(data, full_matrices=False)[0][:, :rank]
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(rows.dtype).tiny)
+    affinity = (rows @ rows.T) ** 2
+    # scikit-learn warns of separate components, which are what is looked for: a trace of everything connects them.
+    model = _sklearn("cluster", "subspace_clusters").SpectralClustering(
+        int(clusters), affinity="precomputed", assign_labels="cluster_qr", random_state=seed
+    )
+    return SubspaceClusters(model.fit(affinity + np.finfo(rows.dtype).eps).labels_, affinity)
+
+
 def _sklearn(module: str, name: str) -> Any:
     """A module of scikit-learn."""
-    try:
-        return import_module(f"sklearn.{module}")
-    except ImportError as error:
-        raise ImportError(f"{name} needs scikit-learn: pip install 'lowrank-sp[sklearn]'") from error
+    require(name, "sklearn", "sklearn")
+    return import_module(f"sklearn.{module}")
 
 
 def _table(value: Any, name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import xp
 from .problems.checks import as_data, as_indices, check_shape
 
 __all__ = ["Block", "EntryFiles", "write_entries"]
@@ -160,6 +161,8 @@ def _pieces(chunk: Any, shape: tuple[int, int], kind: np.dtype) -> Iterator[np.n
         rows, cols, values = chunk
     except (TypeError, ValueError) as error:
         raise TypeError(f"chunks must yield (rows, cols, values), got {type(chunk).__name__}") from error
+    if any(map(xp.is_torch, (rows, cols, values))):
+        raise TypeError("chunks must hold NumPy arrays, because entries on disk are NumPy's; use tensor.numpy()")
     if not np.ndim(rows) == np.ndim(cols) == np.ndim(values) == 1 or not len(rows) == len(cols) == len(values):
         raise ValueError("rows, cols and values of a chunk must be arrays of one axis and one length")
     for low in range(0, len(rows), ENTRIES):

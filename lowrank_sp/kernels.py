@@ -129,11 +129,18 @@ def sweep(
     return change, gradient
 
 
-def back_and_forth(matrix: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``A x`` and ``A^T A x`` (2, N) and (2, n) for two vectors x, in one pass over a matrix A (N, n)."""
+def back_and_forth(
+    matrix: np.ndarray, first: np.ndarray, second: np.ndarray, chosen: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """``A x`` and ``A^T A x`` (2, N) and (2, n) for two vectors x, in one pass over a matrix A (N, n).
+
+    Of the rows of A that an array of integers chooses, if it is given, the others being zero.
+    """
     from . import compiled
 
-    images = np.empty((2, matrix.shape[0]), dtype=matrix.dtype)
-    cuts = np.linspace(0, matrix.shape[0], threads() + 1).astype(np.int64)
+    images = np.zeros((2, matrix.shape[0]), dtype=matrix.dtype)
+    chosen = np.arange(matrix.shape[0]) if chosen is None else chosen
+    cuts = np.linspace(0, chosen.shape[0], threads() + 1).astype(np.int64)
     vectors = np.ascontiguousarray(first), np.ascontiguousarray(second)
-    return images, np.sum(_parallel(compiled.back_and_forth, (matrix, *vectors, images), cuts), axis=0)
+    backs = _parallel(compiled.back_and_forth, (matrix, chosen, *vectors, images), cuts)
+    return images, np.sum(backs, axis=0) if backs else np.zeros((2, matrix.shape[1]), dtype=matrix.dtype)

@@ -88,6 +88,14 @@ def principal_angles(a: Array, b: Array) -> Array:
     """Angles in radians between the column spaces of ``a`` and ``b``, ascending; (..., min(r_a, r_b)).
 
     Small angles come from sines, large ones from cosines, so both ends are accurate.
+
+    Parameters
+    ----------
+    a, b : arrays (..., n, r_a) and (..., n, r_b)
+        Of full column rank.
+
+    >>> principal_angles(np.eye(3)[:, :1], np.eye(3)[:, 1:]).round(6).tolist()
+    [1.570796]
     """
     backend = xp.namespace(a, b)
     qa, qb = (backend.linalg.qr(x)[0] for x in (a, b))
@@ -110,6 +118,11 @@ def gauge_distance(a: Any, b: Any) -> Any:
     """Distance of two balanced factor pairs up to rotation: ``min_Q ||[X; Y] - [U; V] Q||_F`` over unitary Q.
 
     Both points are balanced first, so the distance is a function of the two matrices alone.
+
+    >>> import lowrank_sp as lr
+    >>> x = lr.BurerMonteiro(np.ones((3, 1)), np.ones((2, 1)))
+    >>> round(float(gauge_distance(x, lr.BurerMonteiro(-4 * x.left, -x.right / 4))), 6)
+    0.0
     """
     p, q = (point.balanced() for point in (a, b))
     backend = xp.namespace(p.left, q.left)
@@ -151,6 +164,9 @@ def convergence_rate(errors: Any, floor: float = 1e-13, tail: float = 0.5) -> fl
     ------
     ValueError
         If fewer than three points remain.
+
+    >>> round(convergence_rate(0.5 ** np.arange(30)), 6)
+    0.5
     """
     e = _positive_tail(errors, floor)
     e = e[int(len(e) * (1 - tail)) :]
@@ -164,10 +180,18 @@ def convergence_order(errors: Any, floor: float = 1e-13) -> float:
 
     Fitted over the steps whose error is below a tenth; at least two such steps are needed.
 
+    Parameters
+    ----------
+    errors, floor
+        As for `convergence_rate`.
+
     Raises
     ------
     ValueError
         If the curve is too short above the floor.
+
+    >>> round(convergence_order([1e-1, 1e-2, 1e-4, 1e-8]), 6)
+    2.0
     """
     e = _positive_tail(errors, floor)
     e = e[e < 0.1]

@@ -25,6 +25,8 @@ __all__ = ["complete", "factorize", "hadamard_decomposition", "phase_retrieval",
 
 # Random starts that are tried at a time, their iterations, and the relative residual at which one has met the data.
 TOGETHER, TRIAL, MET = 12, 150, 1e-6
+# Share of negative intensities in the sum of all magnitudes: noise of twice their mean makes about that much.
+NEGATIVE = 0.25
 
 
 def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e-10, seed: Any = 0) -> Result:
@@ -33,6 +35,27 @@ def factorize(target: Any, rank: int | str, max_iter: int = 200, tol: float = 1e
     Starts from a randomized sketch and polishes it with alternating scaled gradient descent, which for an
     exactly low-rank target takes one sweep. ``rank="auto"`` counts the singular values above white noise of unknown
     level (`lowrank_sp.ranks.rank_by_noise_edge`); of a sparse matrix or operator it takes the widest gap.
+
+    Parameters
+    ----------
+    target : array (m, n), scipy sparse matrix or LinearOperator
+        Finite and fully known; for unknown entries see `complete`.
+    rank : int or "auto"
+        At most ``min(m, n)``.
+    max_iter, tol : int, float
+        As for `solve`.
+    seed : int or Generator
+        Of the sketch.
+
+    Returns
+    -------
+    Result
+        ``result.point`` holds the factors ``left`` (m, r) and ``right`` (n, r).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `MatrixFactorization`, and for a rank or limits out of range.
 
     >>> import numpy as np
     >>> result = factorize(np.outer([1.0, 2.0], [3.0, 4.0, 5.0]), rank=1)
@@ -137,6 +160,34 @@ def sense(
     Conjugate gradients in the metric of ScaledGD from a spectral start. ``rank="auto"`` takes the widest gap in the
     spectrum of an over-parameterized fit. Fewer measurements than degrees of freedom, ``rank (m + n - rank)``, are a
     warning.
+
+    Parameters
+    ----------
+    operator : array (N, m, n) or (N, m n), scipy sparse matrix, LinearOperator on vec(W) in C order, or Ensemble
+        The ``M_i``.
+    measurements : array (N,)
+        The ``y_i``.
+    shape : (m, n)
+        Of W.
+    rank : int or "auto"
+    max_iter, tol : int, float
+        As for `solve`.
+
+    Returns
+    -------
+    Result
+        ``result.point`` holds the factors ``left`` (m, r) and ``right`` (n, r).
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `MatrixSensing`, and for a rank or limits out of range.
+
+    >>> rng = np.random.default_rng(0)
+    >>> operator, truth = rng.standard_normal((60, 6, 5)), np.outer(np.arange(6.0), np.ones(5))
+    >>> result = sense(operator, np.einsum("kij,ij->k", operator, truth), (6, 5), rank=1)
+    >>> bool(np.allclose(result.point.dense(), truth))
+    True
     """
     check_limits(max_iter, tol)
     problem = MatrixSensing(operator, measurements, shape)
@@ -166,6 +217,12 @@ def complete(matrix: Any, rank: int | str, max_iter: int = 500, tol: float = 1e-
         Share of the entries held out to choose a ridge or a rank, in [0, 0.5]; 0 for no ridge. What is chosen is then
         fitted to all entries.
 
+    Raises
+    ------
+    ValueError, TypeError
+        As for `MatrixCompletion`, and for a rank, limits or a share out of range. Fewer entries than degrees of
+        freedom, ``rank (m + n - rank)``, are a warning.
+
     Returns
     -------
     Result
@@ -182,7 +239,11 @@ def complete(matrix: Any, rank: int | str, max_iter: int = 500, tol: float = 1e-
     problem = MatrixCompletion.of(matrix)
     if not (isinstance(validation, Real) and 0 <= validation <= 0.5):
         raise ValueError(f"validation must lie in [0, 0.5], got {validation!r}")
-    rank, why = rank_of_completion(problem, validation or 0.1) if is_auto(rank) else given(rank, problem)
+    if is_auto(rank):
+        rank, why = rank_of_completion(problem, validation or 0.1)
+    else:
+        rank, why = given(rank, problem)
+        warn_underdetermined(problem.values.shape[-1], freedom(problem.shape, rank), "entries")
     return explained(complete_exactly_or_robustly(problem, rank, max_iter, tol, validation), why)
 
 
@@ -194,8 +255,15 @@ def phase_retrieval(vectors: Any, intensities: Any, rank: int = 1, max_iter: int
     vectors : array (N, n)
         The ``a_i``, real or complex; six to ten times as many as the signal is long, close to Gaussian.
     intensities : array (N,)
+        Real; noise may make some of them negative, which are fitted as they are.
     rank : int
         Columns of the signal, for sums of intensities ``||X^H a_i||^2``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For complex intensities, or when negative ones make up more than a quarter of the sum of all magnitudes, as
+        in logarithms, or with a mean or a background taken off. Fewer than unknowns are a warning.
 
     Returns
     -------
@@ -210,10 +278,37 @@ def phase_retrieval(vectors: Any, intensities: Any, rank: int = 1, max_iter: int
     """
     check_limits(max_iter, tol)
     operator = QuadraticEnsemble(vectors)
-    problem = MatrixSensing(operator, intensities, operator.shape)
+    problem = MatrixSensing(operator, _as_intensities(intensities), operator.shape)
+    rank, why = given(rank, problem)
+    warn_underdetermined(operator.count, _unknowns(operator.vectors, rank), "intensities", "unknowns")
     start = inits.spectral(problem, SymmetricBurerMonteiro, rank)
     chain = "SymmetricBurerMonteiro, truncated spectral start -> ScaledCG"
-    return explained(solve(problem, start, ScaledCG(), max_iter, tol), f"rank {rank} as given", chain)
+    return explained(solve(problem, start, ScaledCG(), max_iter, tol), why, chain)
+
+
+def _as_intensities(values: Any) -> Any:
+    """Real numbers most of whose weight is positive."""
+    values = as_data(values, "intensities", 1)
+    _check_real(values, "intensities", "take those of abs(...) ** 2")
+    magnitude = float(abs(values).sum())
+    share = 0.5 * (magnitude - float(values.sum())) / (magnitude or 1.0)
+    if share > NEGATIVE:
+        raise ValueError(
+            f"intensities are squared magnitudes, but negative ones, down to {float(values.min()):.3g}, make up "
+            f"{share:.0%} of the sum of all sizes; take logarithms back, and add what was subtracted"
+        )
+    return values
+
+
+def _check_real(values: Any, name: str, advice: str) -> None:
+    if np.iscomplexobj(xp.to_numpy(values[..., :1])):
+        raise TypeError(f"{name} must be real, got {values.dtype}; {advice}")
+
+
+def _unknowns(vectors: Any, rank: int) -> int:
+    """Real parameters of n x r signals up to an orthogonal or unitary matrix."""
+    n = vectors.shape[1]
+    return 2 * n * rank - rank**2 if np.iscomplexobj(xp.to_numpy(vectors[:1])) else n * rank - rank * (rank - 1) // 2
 
 
 def tomography(
@@ -233,6 +328,12 @@ def tomography(
         Of the squared residuals; with the numbers of shots ``n_i`` the efficient ones are about
         ``n_i / (1 - y_i^2)``, kept away from a vanishing denominator.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `PauliEnsemble`, and for complex expectations or another number of them than of strings. Fewer different
+        strings than unknowns, ``2 d r - r^2 - 1``, are a warning.
+
     Returns
     -------
     Result
@@ -245,11 +346,14 @@ def tomography(
     """
     check_limits(max_iter, tol)
     values = as_data(expectations, "expectations", 1)
+    _check_real(values, "expectations", "take .real, which Hermitian operators have")
     operator = PauliEnsemble(strings, weights, values)
     if tuple(values.shape) != (operator.count,):
         raise ValueError(f"expectations must have shape ({operator.count},), one per string, got {tuple(values.shape)}")
     problem = MatrixSensing(operator, operator.scaled(values), operator.shape)
     rank, why = given(rank, problem)
+    unknowns = 2 * operator.shape[0] * rank - rank**2 - 1  # the trace is known
+    warn_underdetermined(len(set(operator.strings)), unknowns, "different strings", "unknowns")
     start = inits.spectral(problem, SymmetricBurerMonteiro, rank)
     result = solve(problem, start, ScaledCG(), max_iter, tol)
     point, trace = normalized(result.point)

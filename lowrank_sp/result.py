@@ -19,6 +19,7 @@ class Status(StrEnum):
     CONVERGED = "converged: the relative decrease of the loss and the relative gradient norm are below tol"
     EXACT = "converged: the residual is at rounding level"
     PRECISION = "converged: no lower loss can be found at working precision"
+    SETTLED = "converged: the loss hardly falls any more, and noisy data make no use of less"
     MAX_ITER = "stopped: max_iter iterations done before tol was reached"
     STALLED = "stopped: no lower loss was found for many iterations"
     DIVERGED = (
@@ -31,7 +32,7 @@ class Status(StrEnum):
     @property
     def success(self) -> bool:
         """Whether a solution was reached to the requested accuracy."""
-        return self in (Status.CONVERGED, Status.EXACT, Status.PRECISION)
+        return self in (Status.CONVERGED, Status.EXACT, Status.PRECISION, Status.SETTLED)
 
 
 @dataclass(frozen=True)

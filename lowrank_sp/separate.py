@@ -68,6 +68,13 @@ def robust_pca(
     outliers : float, optional
         Largest share of outliers in any row or column, in (0, 0.5), if known; by default what stands out after
         the first step. See `RobustPCA` for what it refers to where entries are unknown.
+    max_iter, tol : int, float
+        Of every step, as for `solve`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `RobustPCA`, and for a rank or limits out of range.
 
     Returns
     -------
@@ -120,6 +127,21 @@ def robust_sense(
     Scaled subgradients of the sum of absolute values, only until the wrong measurements stand out of the residual;
     then conjugate gradients in the metric of ScaledGD on the squares of the others, until those stay the same.
     Fewer measurements without the ``outliers`` than degrees of freedom, ``rank (m + n - rank)``, are a warning.
+
+    Parameters
+    ----------
+    operator, measurements, shape
+        As for `MatrixSensing`.
+    rank : int
+    outliers : float
+        Share of wrong measurements, in [0, 0.5); an estimate from above is safe.
+    max_iter, tol : int, float
+        Of every stage, as for `solve`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `RobustSensing`, and for a rank or limits out of range.
 
     Returns
     -------

@@ -61,7 +61,7 @@ class LowRankImputer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     ridge_ : float
         The ones used.
     mean_, scale_ : arrays (n_features,)
-    components_ : array (rank_, n_features)
+    components_ : array (rank, n_features)
         The transpose of Y.
     n_iter_ : int
         Iterations of the last fit.

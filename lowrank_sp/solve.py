@@ -70,6 +70,13 @@ def solve(
     TypeError, ValueError
         When the start does not fit the problem or the solver, libraries are mixed, settings are off, or the
         checkpoint is damaged or that of another solve.
+
+    >>> import lowrank_sp as lr
+    >>> problem = lr.synthetic.completion(40, 30, rank=2, observed=0.5, seed=0)
+    >>> start = lr.inits.spectral(problem, lr.BurerMonteiro, rank=2)
+    >>> result = lr.solve(problem, start, lr.ScaledCG())
+    >>> result.success, bool(result.history["error"][-1] < 1e-6)
+    (True, True)
     """
     _check(problem, start, solver, max_iter, tol)
     max_iter, form = int(max_iter), type(start)

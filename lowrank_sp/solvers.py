@@ -66,7 +66,15 @@ def GD(step_size: Any = "auto") -> Descent:
 def AltGD(step_size: Any = "auto") -> Descent:
     """Alternating gradient descent: each factor from the gradient at the newest point.
 
-    Two gradient evaluations per iteration. ``"auto"`` is the exact step of each block.
+    Two gradient evaluations per iteration.
+
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+        ``"auto"`` is the exact step of each block.
+
+    Notes
+    -----
     Source: equation (16) of :cite:`survey2026sp`; :cite:`ward2023altgd`.
     """
     return Descent(Plain(), (parse_step(step_size),), "each", name="AltGD")
@@ -98,14 +106,33 @@ def AltScaledGD(step_size: Any = "auto", damping: float = 0.0) -> Descent:
     """Alternating scaled gradient descent; steps in (0, 2), and step 1 solves a factorization in one sweep.
 
     The safest scaled method: it needs neither a small step nor a good start. Two gradient evaluations per
-    iteration. Source: :cite:`jia2023altscaledgd`.
+    iteration.
+
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+        ``"auto"`` is the exact step of each block.
+    damping : float
+        Added to the Gram matrices, in their units.
+
+    Notes
+    -----
+    Source: :cite:`jia2023altscaledgd`.
     """
     return Descent(Scaled(float(damping)), (parse_step(step_size),), "each", name="AltScaledGD")
 
 
 @covers("O04")
 def ScaledCG(step_size: Any = "auto", damping: float = 0.0) -> Descent:
-    """Conjugate gradients in the metric of ScaledGD, with exact line search (Polak-Ribiere+)."""
+    """Conjugate gradients in the metric of ScaledGD, with exact line search (Polak-Ribiere+).
+
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+        ``"auto"`` is the exact line search.
+    damping : float
+        Added to the Gram matrices, in their units.
+    """
     return Descent(Conjugate(Scaled(float(damping))), (parse_step(step_size),), name="ScaledCG")
 
 
@@ -113,6 +140,15 @@ def ScaledCG(step_size: Any = "auto", damping: float = 0.0) -> Descent:
 def PrecGD(step_size: Any = "auto", factor: float = 0.5) -> Descent:
     """ScaledGD with damping ``factor * sqrt(loss)``: the default when the rank is over-estimated.
 
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+        ``"auto"`` is the exact line search.
+    factor : float
+        Of the damping.
+
+    Notes
+    -----
     Source: :cite:`zhang2021precgd`.
     """
     return Descent(LossDamped(float(factor)), (parse_step(step_size),), name="PrecGD")
@@ -122,6 +158,13 @@ def PrecGD(step_size: Any = "auto", factor: float = 0.5) -> Descent:
 def RefLoRA(step_size: Any = "auto") -> Descent:
     """Gradient descent from the balanced factorization of each point; gauge equivariant, not kappa-free.
 
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+        ``"auto"`` is Barzilai-Borwein, safeguarded by the exact line search.
+
+    Notes
+    -----
     Source: :cite:`zhang2025reflora`.
     """
     return Descent(Refactored(), (parse_step(step_size, BarzilaiBorwein()),), name="RefLoRA")
@@ -129,7 +172,17 @@ def RefLoRA(step_size: Any = "auto") -> Descent:
 
 @covers("O08")
 def RefLoRAScalar(step_size: Any = "auto") -> Descent:
-    """RefLoRA that removes the scalar gauge only. Source: :cite:`zhang2025reflora`."""
+    """RefLoRA that removes the scalar gauge only.
+
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+        ``"auto"`` is Barzilai-Borwein, safeguarded by the exact line search.
+
+    Notes
+    -----
+    Source: :cite:`zhang2025reflora`.
+    """
     return Descent(RefactoredScalar(), (parse_step(step_size, BarzilaiBorwein()),), name="RefLoRAScalar")
 
 
@@ -137,6 +190,15 @@ def RefLoRAScalar(step_size: Any = "auto") -> Descent:
 def LoRAPro(step_size: Any = "auto", damping: float = 0.0) -> Descent:
     """The factor step whose matrix step is the projected full gradient, lifted horizontally.
 
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+        ``"auto"`` is the exact line search.
+    damping : float
+        Added to the Gram matrices, in their units.
+
+    Notes
+    -----
     Source: :cite:`wang2025lorapro`.
     """
     return Descent(Horizontal(float(damping)), (parse_step(step_size),), name="LoRAPro")
@@ -177,6 +239,14 @@ def RiemannianCG(step_size: Any = "auto", retraction: str = "projection") -> Des
 
     On `PoLAR` and `SVD` points all factors move at once, in the metric scaled by the Gram matrix of the core.
 
+    Parameters
+    ----------
+    step_size : "auto", float or step policy
+    retraction : {"projection", "orthographic", "polar", "qr"}
+        As for `RiemannianGD`.
+
+    Notes
+    -----
     Source: :cite:`vandereycken2013lrgeomcg`.
     """
     return Descent(

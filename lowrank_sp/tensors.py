@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 
 from . import xp
+from .operators import Pattern, SampledMatrix
 
-__all__ = ["SampledTensor", "TensorPattern", "in_blocks", "khatri_rao_rows", "mode_product", "take_rows", "unfold"]
+__all__ = [
+    "SampledTensor",
+    "TensorPattern",
+    "in_blocks",
+    "khatri_rao_rows",
+    "mode_product",
+    "take_rows",
+    "unfold",
+    "unpacked",
+]
 
 Array = Any
 Rows = Callable[[tuple[Array, ...]], Array]
@@ -28,6 +38,11 @@ def unfold(tensor: Array, mode: int, order: int) -> Array:
 
 def mode_product(tensor: Array, matrix: Array, mode: int, order: int) -> Array:
     """``tensor x_mode matrix``: (..., n_1, ..., n_d) with ``matrix`` (..., p, n_mode) in place of that mode."""
+    if mode == order - 1:  # one product instead of one for every fiber
+        spread = (
+            matrix if matrix.ndim == 2 else matrix.reshape(*matrix.shape[:-2], *[1] * (order - 2), *matrix.shape[-2:])
+        )
+        return tensor @ spread.mT
     batch, modes = tensor.shape[: tensor.ndim - order], list(tensor.shape[tensor.ndim - order :])
     split = tensor.reshape(*batch, prod(modes[:mode]), modes[mode], prod(modes[mode + 1 :]))
     out = matrix[..., None, :, :] @ split
@@ -70,6 +85,7 @@ class TensorPattern:
         self.indices, self.shape = tuple(indices), tuple(shape)
         self._sorted: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._blocks: tuple[tuple[slice, TensorPattern], ...] = ()
+        self._fibers: dict[int, tuple[Pattern, tuple[Array, Array] | None]] = {}
 
     @property
     def count(self) -> int:
@@ -85,6 +101,27 @@ class TensorPattern:
                 (p, self if whole else TensorPattern([i[p] for i in self.indices], self.shape)) for p in parts
             )
         return self._blocks
+
+    def fibers(self, mode: int) -> tuple[Pattern, tuple[Array, Array] | None]:
+        """The samples as a sparse matrix with a row for every fiber along ``mode`` and a column for every place in it.
+
+        With it the order of the samples there and its inverse, or None where it is the same.
+        """
+        if mode not in self._fibers:
+            others = [k for k in range(len(self.shape)) if k != mode]
+            fibers, places = self.indices[others[0]], self.indices[mode]
+            fibers = fibers if xp.is_torch(fibers) else fibers.astype(np.int64)
+            for k in others[1:]:
+                fibers = fibers * self.shape[k] + self.indices[k]
+            moved = None
+            if bool((fibers[1:] < fibers[:-1]).any()):
+                order = fibers.argsort() if xp.is_torch(fibers) else fibers.argsort(kind="stable")
+                fibers, places, moved = fibers[order], places[order], (order, order.argsort())
+            size = prod(self.shape) // self.shape[mode]
+            if not xp.is_torch(fibers):
+                fibers = fibers.astype(np.int32 if size < 2**31 else np.int64)
+            self._fibers[mode] = Pattern(fibers, places, (size, self.shape[mode])), moved
+        return self._fibers[mode]
 
     def accumulate(self, values: Array, mode: int | None, rows: Rows) -> Array:
         """``sum_n values_n rows_n`` over the samples at each place of ``mode``: (..., n_mode, width).
@@ -137,10 +174,10 @@ class TensorPattern:
                 continue
             first, second = np.triu_indices(a.shape[-1])
             total = total + block._sum(a[..., 0].real * 0 + 1, mode, a[..., first].conj() * a[..., second])
-        return total if mode is None else _unpacked(total, *np.triu_indices(a.shape[-1]))
+        return total if mode is None else unpacked(total, *np.triu_indices(a.shape[-1]))
 
 
-def _unpacked(packed: Array, first: np.ndarray, second: np.ndarray) -> Array:
+def unpacked(packed: Array, first: np.ndarray, second: np.ndarray) -> Array:
     """Hermitian matrices (n, w, w) from their upper triangles (n, w (w + 1) / 2)."""
     width = int(second[-1]) + 1
     empty = packed.new_empty if xp.is_torch(packed) else (lambda shape: np.empty(shape, packed.dtype))
@@ -170,6 +207,11 @@ class SampledTensor:
     def accumulate(self, mode: int | None, rows: Rows) -> Array:
         """As `TensorPattern.accumulate`, with the entries as values."""
         return self.pattern.accumulate(self.values, mode, rows)
+
+    def fibers(self, mode: int) -> SampledMatrix:
+        """A row for every fiber along ``mode``: the transposed unfolding."""
+        pattern, moved = self.pattern.fibers(mode)
+        return SampledMatrix(pattern, self.values if moved is None else self.values[..., moved[0]])
 
     def dense(self) -> Array:
         """The whole tensor (..., n_1, ..., n_d)."""

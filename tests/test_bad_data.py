@@ -105,6 +105,11 @@ def test_warnings_point_at_the_line_of_the_user():
     with pytest.warns(UserWarning, match="3 measurements for 10 degrees of freedom") as caught:
         lr.sense(stack, np.ones(3), (6, 5), 1, max_iter=2)
     assert caught[0].filename == __file__
+    sparse = matrix(6, 5)
+    sparse[[0, 1, 2], [0, 1, 2]] = np.nan
+    with pytest.warns(UserWarning, match="27 entries for 28 degrees of freedom") as caught:
+        lr.complete(sparse, 4, max_iter=2)
+    assert caught[0].filename == __file__
 
 
 def test_an_interrupt_ends_all_stages(monkeypatch):
@@ -134,3 +139,38 @@ def test_an_interrupt_ends_all_stages(monkeypatch):
 
 def _raise(*args):
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("half", [np.float16, torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_becomes_single(half):
+    there = matrix(12, 10, 1).astype(np.float16) if half is np.float16 else torch.as_tensor(matrix(12, 10, 1)).to(half)
+    single = np.float32 if half is np.float16 else torch.float32
+    stack = there.reshape(1, 12, 10) * (there[:1, :1] * 0 + 1)
+    for found in (
+        lr.factorize(there, 1),
+        lr.complete(there, 1),
+        lr.robust_pca(there, 1).result,
+        lr.solve(lr.MatrixSensing(stack, stack[:, 0, 0], (12, 10)), lr.BurerMonteiro(*_ones(single)), lr.GD(), 1),
+    ):
+        assert found.point.left.dtype == single
+
+
+def _ones(single):
+    library = np if single is np.float32 else torch
+    return library.ones((12, 1), dtype=single), library.ones((10, 1), dtype=single)
+
+
+def test_torch_is_told_of_types_that_it_does_not_multiply():
+    rng = np.random.default_rng(0)
+    stack, truth = torch.as_tensor(rng.standard_normal((40, 4, 3))), torch.ones(4, 3).double()
+    data = torch.einsum("kij,ij->k", stack, truth)
+    for operator, measurements in ((stack.float(), data), (stack, data.float()), (stack, data.to(torch.complex64))):
+        for sense in (lr.sense, lr.robust_sense):
+            with pytest.raises(TypeError, match=r"measurements are .* and the operator is .* convert one of them"):
+                sense(operator, measurements, (4, 3), 1)
+    vectors = stack[:, :, 0].to(torch.complex64)
+    intensities = abs(vectors @ torch.ones(4, dtype=torch.complex64)) ** 2
+    assert lr.phase_retrieval(vectors, intensities).success  # real, as they should be
+    with pytest.raises(TypeError, match=r"torch.float64 and the operator is torch.complex64"):
+        lr.phase_retrieval(vectors, intensities.double())
+    assert np.allclose(lr.sense(stack.float().numpy(), data.numpy(), (4, 3), 1).point.dense(), 1, atol=1e-5)

@@ -62,6 +62,51 @@ def test_the_error_names_what_is_wrong(call, kind, message):
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    with pytest.raises(ImportError, match=r"nmf needs scikit-learn: pip install 'lowrank-sp\[sklearn\]'"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"nmf needs sklearn: pip install 'lowrank-sp\[sklearn\]'"):
         lr.nmf(ONES, 1)
+
+
+def subspaces(rng, dims, per, n, noise=0.0):
+    """Gaussian points of independent subspaces in random order, and which subspace each is of."""
+    parts = [rng.standard_normal((per, d)) @ rng.standard_normal((d, n)) for d in dims]
+    rows = np.concatenate(parts) + noise * rng.standard_normal((per * len(dims), n))
+    order = rng.permutation(rows.shape[0])
+    return rows[order], np.repeat(np.arange(len(dims)), per)[order]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_clusters_are_the_subspaces(noise):
+    from sklearn.metrics import adjusted_rand_score
+
+    rows, truth = subspaces(np.random.default_rng(0), (1, 2, 3), 25, 30, noise)
+    found = lr.subspace_clusters(rows, clusters=3, rank=6)
+    assert adjusted_rand_score(truth, found.labels) == 1.0
+    apart = truth[:, None] != truth
+    assert found.affinity[apart].mean() < 0.1 * found.affinity[~apart].mean()
+    if not noise:
+        assert found.affinity[apart].max() < 1e-12
+
+
+def test_points_with_unknown_entries_are_completed_first():
+    from sklearn.metrics import adjusted_rand_score
+
+    rng = np.random.default_rng(1)
+    rows, truth = subspaces(rng, (2, 2), 30, 25)
+    seen = np.where(rng.random(rows.shape) < 0.6, rows, np.nan)
+    found = lr.subspace_clusters(lr.complete(seen, rank=4).point.dense(), clusters=2, rank=4)
+    assert adjusted_rand_score(truth, found.labels) == 1.0
+
+
+CLUSTER_ERRORS = {
+    "one": (1, 2, "clusters must be an integer from 2 to the number of rows 6, got 1"),
+    "many": (7, 2, "got 7"),
+    "half": (2.5, 2, "got 2.5"),
+    "rank": (2, 5, "rank must lie between 1 and"),
+}
+
+
+@pytest.mark.parametrize("clusters, rank, message", [pytest.param(*c, id=k) for k, c in CLUSTER_ERRORS.items()])
+def test_numbers_of_clusters_are_checked(clusters, rank, message):
+    with pytest.raises(ValueError, match=message):
+        lr.subspace_clusters(np.ones((6, 4)), clusters, rank)

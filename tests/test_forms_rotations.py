@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
 
 import lowrank_sp as lr
 from lowrank_sp.testing import check_parameterization, check_rule
@@ -97,6 +98,18 @@ def test_blocks_are_cayley_transforms():
 
 
 @pytest.mark.covers("P95")
+@pytest.mark.parametrize("side", [24, 33])
+@pytest.mark.parametrize("spread", [1e-3, 0.05, 3.0, 30.0])
+def test_wide_blocks_in_single_precision_are_the_cayley_transforms_at_small_and_large_angles(side, spread):
+    angles = spread * RNG(side).uniform(-1, 1, (1, 2, side * (side - 1) // 2))
+    q = np.zeros((2, side, side))
+    q[:, *np.triu_indices(side, 1)] = angles[0].astype(np.float32)
+    q -= q.mT
+    exact = np.stack([scipy.linalg.solve(np.eye(side) - a, np.eye(side) + a) for a in q])
+    got = lr.BlockRotation(torch.as_tensor(angles, dtype=torch.float32)).blocks(1)
+    np.testing.assert_allclose(got.numpy(), exact, atol=2e-5)
+
+
 def test_butterflies_pair_half_blocks_at_growing_distances():
     point = lr.Butterfly.of(3).random((16, 16), 4, RNG(5))
     for i in range(3):
@@ -142,6 +155,29 @@ def jacobian(point, index):
     for unit in np.eye(array.size).reshape(-1, *array.shape):
         columns.append(point.pushforward(zero.with_array(index, unit)).reshape(-1))
     return np.stack(columns, -1)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_the_change_is_thin_and_exactly_zero_at_the_identity(size, dtype):
+    rng = RNG(size)
+    point = lr.EtherPlus.random((4 * size, 4 * size), size, rng).map(
+        lambda a: a + 0.5j * a[::-1] if dtype == "complex128" else a
+    )
+    left, right = point.change()
+    assert point.near_identity
+    assert left.shape == right.shape == (4 * size, 2 * size)
+    np.testing.assert_allclose(np.eye(4 * size) + left @ right.conj().mT, point.dense(), atol=1e-12)
+    left, right = lr.EtherPlus.identity(4 * size, size, rng).change()
+    assert np.logical_or((left == 0).all(-2), (right == 0).all(-2)).all()
+
+
+def test_other_changes_are_not_thin():
+    assert not lr.EtherPlus.identity(80, 20, RNG(0)).near_identity
+    point = lr.BlockRotation.identity(6, 3, RNG(0))
+    assert not point.near_identity
+    with pytest.raises(TypeError, match="BlockRotation differs from the identity by a matrix that is not thin"):
+        point.change()
 
 
 @pytest.mark.covers("P94", "P96")

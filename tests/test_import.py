@@ -39,6 +39,17 @@ def test_a_solve_in_numpy_does_not_load_torch():
     assert "torch" not in modules_after(code)
 
 
+@pytest.mark.parametrize(
+    "module, extra, package",
+    [("llm_bridge", "llm", "torch"), ("llm_bridge", "llm", "transformers"), ("studies", "studies", "matplotlib")],
+)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(module, extra, package):
+    script = f"import sys\nsys.modules['{package}'] = None\nimport {module}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"ModuleNotFoundError: {module} needs {package}: pip install 'lowrank-sp[{extra}]'" in done.stderr
+
+
 def test_names_of_every_module_exist():
     names = ["lowrank_sp", *(m.name for m in pkgutil.walk_packages(lr.__path__, "lowrank_sp."))]
     for name in names:

@@ -73,6 +73,20 @@ def test_sweeps(monkeypatch, index, ridge, weighted, dtype, shape):
     assert np.isclose(fast[1], slow[1], rtol=tolerance(dtype))
 
 
+@pytest.mark.filterwarnings("ignore:.*no observed entry")
+def test_rows_without_entries_move_by_the_ridge_alone(monkeypatch):
+    """Among others that share their vector instructions."""
+    rng = np.random.default_rng(3)
+    mask = rng.random((21, 12)) < 0.6
+    mask[[0, 5, 20]] = False
+    rows, cols = mask.nonzero()
+    problem = lr.MatrixCompletion(rows, cols, rng.standard_normal(rows.size), (21, 12))
+    point = lr.BurerMonteiro.random((21, 12), 3, rng)
+    (fast, _), (slow, _) = with_and_without(monkeypatch, lambda: problem.sweep_block(point, 0, 0.3))
+    assert np.allclose(fast, slow)
+    assert np.allclose(fast[[0, 5, 20]], -point.left[[0, 5, 20]])
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_sweep_is_weighted_ridge_regression_row_by_row(monkeypatch, index):
     monkeypatch.setattr(kernels, "WORK", 0)

@@ -173,3 +173,34 @@ def test_constant_steps_must_be_positive(step):
 def test_unknown_steps_are_refused(step):
     with pytest.raises(ValueError, match=r"step_size must be .*auto"):
         parse_step(step)
+
+
+@pytest.mark.parametrize("factor", [2.0**-70, 2.0**70])
+@pytest.mark.parametrize("search", [lr.ExactLineSearch(), lr.Backtracking()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("form", [lr.BurerMonteiro, lr.PoLAR], ids=lambda f: f.__name__)
+def test_the_length_of_a_direction_does_not_matter(form, search, factor):
+    rng = np.random.default_rng(4)
+    problem, point = completion(rng), form.random((8, 6), 2, rng)
+    residual = problem.residual(point)
+    place, gradient = Place(point, residual, problem.loss(residual)), point.project(problem.gradient(point))
+
+    def mover(x, direction, step, wrt):
+        return x.retract(direction, step, wrt)
+
+    moves = [Move(problem, gradient, gradient.scale(c), mover, tuple(range(len(point.names)))) for c in (1.0, factor)]
+    near, far = (search.advance(place, move, search.init())[0] for move in moves)
+    assert near.loss < place.loss
+    assert all(np.array_equal(a, b) for a, b in zip(near.point.arrays(), far.point.arrays(), strict=True))
+
+
+@pytest.mark.parametrize("solver", [lr.ScaledCG(), lr.AltScaledGD(), lr.RiemannianCG()], ids=lambda s: s.name)
+@pytest.mark.parametrize("unit", [1e-9, 1e6])
+def test_measurements_in_other_units_are_fitted_in_single_precision(unit, solver):
+    """The loss along a direction is the tenth power of such a unit."""
+    rng = np.random.default_rng(5)
+    stack, truth = rng.standard_normal((200, 9, 7)), np.outer(np.arange(1.0, 10), np.ones(7))
+    data = np.einsum("kij,ij->k", stack, truth)
+    problem = lr.MatrixSensing((unit * stack).astype(np.float32), (unit * data).astype(np.float32), (9, 7))
+    start = lr.inits.spectral(problem, lr.BurerMonteiro, 1)
+    found = lr.solve(problem, start, solver, 200).point.dense()
+    assert np.linalg.norm(found - truth) < 1e-4 * np.linalg.norm(truth)

@@ -103,6 +103,9 @@ ERRORS = {
     "NaN": (lambda: lr.phase_retrieval(np.full((5, 2), np.nan), np.ones(5)), ValueError, "vectors holds 10 NaN"),
     "count": (lambda: lr.phase_retrieval(np.ones((5, 2)), np.ones(4)), ValueError, "measurements has 4 values"),
     "rank": (lambda: lr.phase_retrieval(np.ones((5, 2)), np.ones(5), 3), ValueError, "rank must lie"),
+    "sign": (lambda: lr.phase_retrieval(np.ones((5, 2)), -np.ones(5)), ValueError, "squared magnitudes.* up 100%"),
+    "mean": (lambda: lr.phase_retrieval(np.ones((4, 2)), np.array([-3.0, 3, 1, -1])), ValueError, "negative ones"),
+    "complex": (lambda: lr.phase_retrieval(np.ones((5, 2)), 1j * np.ones(5)), TypeError, "intensities must be real"),
     "measurements": (lambda: lr.synthetic.quadratic(5, 1, 0), ValueError, "measurements must be at least 1"),
 }
 
@@ -111,3 +114,37 @@ ERRORS = {
 def test_the_error_names_what_is_wrong(call, kind, message):
     with pytest.raises(kind, match=message):
         call()
+
+
+@LIBRARIES
+def test_noise_may_make_some_intensities_negative(convert):
+    rng = np.random.default_rng(3)
+    vectors, signal = rng.standard_normal((400, 6)), rng.standard_normal(6)
+    clean = (vectors @ signal) ** 2
+    noisy = clean + 0.5 * clean.mean() * rng.standard_normal(400)
+    assert (noisy < 0).sum() > 50
+    found = np.asarray(lr.phase_retrieval(convert(vectors), convert(noisy)).point.factor)[:, 0]
+    assert min(np.linalg.norm(found - signal), np.linalg.norm(found + signal)) < 0.1 * np.linalg.norm(signal)
+
+
+@TYPES
+def test_fewer_intensities_than_unknowns_are_a_warning(dtype):
+    """Rank r takes ``n r - r (r - 1) / 2`` real and ``2 n r - r^2`` numbers of complex signals."""
+    vectors = numbers(np.random.default_rng(4), (40, 10), dtype)
+    intensities, rank = np.ones(40), 5 if dtype is float else 3
+    unknowns = 40 if dtype is float else 51
+    assert unknowns == np.linalg.matrix_rank(_tangents(vectors.shape[1], rank, dtype))
+    if unknowns > 40:
+        with pytest.warns(UserWarning, match="40 intensities for 51 unknowns"):
+            lr.phase_retrieval(vectors, intensities, rank, max_iter=1)
+    else:
+        lr.phase_retrieval(vectors, intensities, rank, max_iter=1)
+
+
+def _tangents(n, rank, dtype):
+    """The images ``X D^H + D X^H`` of all unit directions D, as rows of real numbers."""
+    x = numbers(np.random.default_rng(5), (n, rank), dtype)
+    units = [u.reshape(n, rank) for u in np.eye(n * rank, dtype=dtype)]
+    units += [1j * u for u in units] if dtype is complex else []
+    images = [(x @ u.conj().T + u @ x.conj().T).reshape(-1) for u in units]
+    return np.concatenate([np.real(images), np.imag(images)], axis=1)

@@ -167,7 +167,7 @@ PLACES, BATCH = np.indices((4, 3)).reshape(2, -1), np.ones((2, 12))
 
 
 @pytest.mark.parametrize("data", [ONE, lr.MatrixCompletion(*PLACES, BATCH, (4, 3))], ids=["one entry", "batch"])
-@pytest.mark.filterwarnings("ignore:.*no observed entry")
+@pytest.mark.filterwarnings("ignore:.*no observed entry", "ignore:1 entries for 6 degrees of freedom")
 def test_what_cannot_be_held_out_has_no_automatic_rank(data):
     problem = lr.MatrixCompletion.of(data)
     assert np.allclose(problem.residual(lr.complete(data, 1).point), 0, atol=1e-10)

@@ -34,8 +34,8 @@ def test_results_say_what_was_chosen(form):
     measured = np.einsum("nijk,ijk->n", operator, tensor)
     for result, chain in [
         (lr.factorize_tensor(tensor, 2, form), "truncated decomposition -> AltScaledGD"),
-        (lr.complete_tensor(hidden, 2, form), "by ScaledCG" if form is lr.CP else "the best of ScaledCG with loss"),
-        (lr.sense_tensor(operator, measured, SHAPE, 2, form), "ScaledCG"),
+        (lr.complete_tensor(hidden, 2, form), "by ScaledCG" if form is lr.CP else "the best of RiemannianCG with loss"),
+        (lr.sense_tensor(operator, measured, SHAPE, 2, form), "by ScaledCG" if form is lr.CP else "RiemannianCG"),
         (lr.robust_tensor_pca(tensor, 2, form).result, "outliers per fiber -> ScaledCG on the rest"),
     ]:
         assert result.choice.startswith(f"{form.__name__} of rank 2 as given; ")
@@ -58,3 +58,43 @@ def test_an_interrupt_ends_the_whole_call(form, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         lr.complete_tensor(np.where(known, tensor, np.nan), 2, form)
     assert len(solves) == 1
+
+
+def noisy(form=lr.Tucker, noise=0.1):
+    return lr.synthetic.tensor_completion((20, 21, 22), 2, form, 0.3, noise=noise, seed=3)
+
+
+@pytest.mark.parametrize("form", [lr.CP, lr.Tucker, lr.TensorTrain])
+def test_noisy_data_are_fitted_until_the_loss_hardly_falls(form):
+    """In few iterations, to an error next to that of the minimiser."""
+    problem = noisy(form)
+    result = lr.complete_tensor(problem, 2, form)
+    assert result.status is lr.Status.SETTLED
+    assert result.success
+    assert result.converged
+    best = lr.solve(problem, problem.truth, lr.ScaledCG(), max_iter=500, tol=1e-10)
+    assert result.nit < 60
+    assert result.history["error"][-1] < 1.1 * best.history["error"][-1]
+
+
+def test_exact_data_are_met_to_the_tolerance():
+    result = lr.complete_tensor(noisy(noise=0.0), 2)
+    assert result.solver.name == "RiemannianCG"
+    assert isinstance(result.point, lr.Tucker)
+    assert result.history["error"][-1] < 1e-9
+
+
+def test_solvers_that_do_not_agree_are_no_success(monkeypatch):
+    monkeypatch.setattr(recover_tensor, "AGREE", -1.0)
+    result = lr.complete_tensor(noisy(), 2)
+    assert result.status is lr.Status.STALLED
+    assert not result.success
+    assert result.choice.count("with loss") == 3
+
+
+@pytest.mark.parametrize("form", [lr.CP, lr.Tucker, lr.TensorTrain])
+def test_fewer_entries_than_degrees_of_freedom_are_a_warning(form):
+    tensor = np.random.default_rng(0).standard_normal((6, 6, 6))
+    tensor[np.indices(tensor.shape).sum(0) % 3 == 0] = np.nan
+    with pytest.warns(UserWarning, match="144 values for .* degrees of freedom"):
+        lr.complete_tensor(tensor, 6 if form is not lr.CP else 10, form, max_iter=3)

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 import lowrank_sp as lr
 from lowrank_sp import entries as entry_files
@@ -270,6 +271,7 @@ def test_solves_that_cannot_be_kept(tmp_path):
 R, C, V = triples(sample())
 BAD_CHUNKS = {
     "no chunks": ([], ValueError, "no entries"),
+    "torch": ([(torch.tensor([0]), np.array([0]), np.ones(1))], TypeError, "chunks must hold NumPy arrays"),
     "pairs": ([(R, C)], TypeError, "must yield"),
     "no tuple": ([3], TypeError, "must yield"),
     "lengths": ([(R, C, V[:-1])], ValueError, "one length"),

@@ -12,6 +12,7 @@ from lowrank_sp.testing import check_parameterization
 
 FORMS = [*lr.TENSOR_FORMS.values(), lr.Tucker.of(3, (1, 2)), lr.CP.of(2), lr.Tucker.of(2), lr.TensorTrain.of(5)]
 EVERY = pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
+CURVED = {lr.FixedRankTrain: lr.FixedRankTrain.to_train, lr.FixedRankTucker: lr.FixedRankTucker.to_tucker}
 FLAT = pytest.mark.parametrize("form", [lr.CP, lr.Tucker, lr.TensorTrain], ids=lambda f: f.__name__)
 
 
@@ -49,7 +50,7 @@ def test_pullback_is_what_autograd_finds(form):
     g = torch.as_tensor(rng.standard_normal(shape))
     leaves = [a.clone().requires_grad_() for a in point.arrays()]
     (type(point)(*leaves).dense() * g).sum().backward()
-    if form is not lr.FixedRankTrain:
+    if form not in CURVED:
         for got, leaf in zip(point.pullback(g).arrays(), leaves, strict=True):
             assert torch.allclose(got, leaf.grad)
         return
@@ -61,20 +62,25 @@ def test_pullback_is_what_autograd_finds(form):
 
 
 def tangent_basis(point):
-    """An orthonormal basis of the range of the differential of the unconstrained train."""
-    train = point.to_train()
+    """An orthonormal basis of the range of the differential of the form without constraints."""
+    flat = CURVED[type(point)._base()](point)
     columns = []
-    for i, a in enumerate(train.arrays()):
+    for i, a in enumerate(flat.arrays()):
         for unit in torch.eye(a.numel(), dtype=a.dtype).reshape(-1, *a.shape):
-            columns.append(train.with_array(i, unit).dense().reshape(-1))
+            columns.append(flat.with_array(i, unit).dense().reshape(-1))
     u, s, _ = torch.linalg.svd(torch.stack(columns, 1), full_matrices=False)
     return u[:, s > 1e-10 * s[0]]
 
 
 @pytest.mark.covers("O16")
-def test_tangent_vectors_have_the_norm_of_their_tensors():
+@pytest.mark.parametrize(
+    "form",
+    [lr.FixedRankTrain, lr.FixedRankTucker, lr.FixedRankTucker.of(4, (0, 1, 2))],
+    ids=lambda f: f.__name__,
+)
+def test_tangent_vectors_have_the_norm_of_their_tensors(form):
     rng = np.random.default_rng(2)
-    point = lr.FixedRankTrain.random((4, 5, 3, 2), 2, rng)
+    point = form.random((4, 5, 3, 2), 2, rng)
     tangent = point.project(point.map(lambda a: rng.standard_normal(a.shape)))
     assert np.isclose(np.linalg.norm(point.pushforward(tangent)), tangent.norm())
     new = point.retract(tangent, 0.1)

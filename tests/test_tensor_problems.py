@@ -163,6 +163,8 @@ def test_solvers_recover_well_conditioned_tensors(form, solver):
 def test_riemannian_descent_recovers_trains(solver):
     for name, problem in instances(lr.TensorTrain, seed=10).items():
         start = lr.inits.spectral(problem, lr.FixedRankTrain, 2)
+        first = start.arrays()[0][0]
+        assert np.allclose(first.T @ first, np.eye(2))
         result = lr.solve(problem, start, solver(), max_iter=400, tol=1e-8)
         assert result.history["error"][-1] < 1e-5, (name, result.message)
 
@@ -314,3 +316,79 @@ def test_robust_tensor_pca_separates(form):
         result, sparse = lr.robust_tensor_pca(problem.data, rank=2, form=form, outliers=outliers)
         assert np.linalg.norm(result.point.dense() - truth) < 1e-6 * np.linalg.norm(truth)
         assert np.linalg.norm(sparse - (problem.data - truth)) < 1e-4 * np.linalg.norm(sparse)
+
+
+@pytest.mark.covers("S14")
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("share", [0.02, 0.5])
+@pytest.mark.parametrize("form", [*FORMS, lr.HierarchicalTucker, lr.FixedRankTucker], ids=lambda f: f.__name__)
+def test_samples_and_their_gradients_are_those_of_the_dense_tensor(form, share, library):
+    """Few and many samples take different ways, and the longest mode is not the last."""
+    rng, shape = np.random.default_rng(30), (17, 5, 6)
+    point = form.random(shape, 2, rng)
+    indices = np.nonzero(rng.random(shape) < share)
+    g = np.zeros(shape)
+    g[indices] = rng.standard_normal(len(indices[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        problem = lr.TensorCompletion(indices, g[indices], shape)
+    expected = point.pullback(g)
+    images = [sum(x.dense() for x in points)[indices] for points in point.expansion(expected, range(len(point.names)))]
+    if library == "torch":
+        problem, point, expected = in_torch_quietly(problem), point.map(torch.as_tensor), expected.map(torch.as_tensor)
+    got = problem.measure((point,), *point.expansion(expected, range(len(point.names))))
+    assert np.allclose(got[0], point.dense()[indices])
+    assert all(np.allclose(a, b) for a, b in zip(got[1:], images, strict=True))
+    for i, a in enumerate(point.pullback(problem.backproject(problem.data)).arrays()):
+        assert np.allclose(a, expected.arrays()[i])
+        assert np.allclose(point.partial(i, problem.backproject(problem.data)), expected.arrays()[i])
+
+
+@pytest.mark.covers("O03")
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("share", [0.04, 0.6])
+@pytest.mark.parametrize("form", [*FORMS, lr.Tucker.of(3, (0, 2))], ids=lambda f: f.__name__)
+def test_normal_equations_are_those_of_the_sampled_differential(form, share, dtype):
+    """Columns of the differential one by one, for few and for many samples."""
+    rng, shape = np.random.default_rng(34), (7, 5, 6)
+    point = form.random(shape, 2, rng)
+    if dtype == "complex128":
+        point = point.map(lambda a: a + 1j * rng.standard_normal(a.shape))
+    indices = np.nonzero(rng.random(shape) < share)
+    pattern = TensorPattern(indices, shape)
+    for i, array in enumerate(point.arrays()):
+        units = np.eye(array.size).reshape(-1, *array.shape)
+        design = np.stack([point.with_array(i, unit).dense()[indices] for unit in units], 1)
+        whole = design.conj().T @ design
+        places = point.as_rows(i, np.arange(array.size).reshape(array.shape))
+        expected = np.stack([whole[np.ix_(p, p)] for p in places])
+        there = TensorPattern([torch.as_tensor(k) for k in indices], shape)
+        assert np.allclose(point.grams(i, pattern), expected)
+        assert np.allclose(point.map(torch.as_tensor).grams(i, there), expected)
+
+
+def in_torch_quietly(problem):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return in_torch("completion", problem)
+
+
+@pytest.mark.parametrize("kind", ["factorization", "sensing", "completion", "robust"])
+def test_riemannian_conjugate_gradients_recover_tucker_tensors(kind):
+    problem = instances(lr.Tucker, seed=31, condition_number=50.0)[kind]
+    start = lr.inits.spectral(problem, lr.FixedRankTucker, 2)
+    assert np.allclose(start.arrays()[1].T @ start.arrays()[1], np.eye(2))
+    result = lr.solve(problem, start, lr.RiemannianCG(), max_iter=300, tol=1e-9)
+    assert result.history["error"][-1] < 1e-6, result.message
+    assert np.allclose(result.point.arrays()[2].T @ result.point.arrays()[2], np.eye(2))
+
+
+def test_riemannian_conjugate_gradients_do_not_see_the_condition_number():
+    counts = []
+    for kappa in (1.0, 100.0):
+        problem = lr.synthetic.tensor_completion((30, 30, 30), 3, observed=0.3, condition_number=kappa, seed=32)
+        truth = lr.FixedRankTucker.from_tucker(problem.truth)
+        start = truth.retract(truth.random(truth.shape, 3, np.random.default_rng(33)), 1e-4)
+        counts.append(lr.solve(problem, start, lr.RiemannianCG(), max_iter=60, tol=0.0).iterations_to(1e-10))
+    assert max(counts) < 40
+    assert counts[1] < counts[0] + 8

@@ -148,6 +148,8 @@ ERRORS = {
     "weight count": (lambda: lr.PauliEnsemble(["X", "Z"], [1.0]), r"weights must have shape \(2,\)"),
     "count": (lambda: lr.tomography(["X", "Z"], np.ones(3)), r"expectations must have shape \(2,\)"),
     "NaN": (lambda: lr.tomography(["X", "Z"], np.array([1, np.nan])), "expectations holds 1 NaN"),
+    "imaginary": (lambda: lr.tomography(["X", "Z"], np.ones(2) * 1j), "expectations must be real, got complex128"),
+    "one word": (lambda: lr.tomography("XZ", np.ones(2)), "strings must be a sequence of words"),
     "rank": (lambda: lr.tomography(["X", "Z"], np.ones(2), 3), "rank must lie between"),
     "qubits": (lambda: lr.synthetic.tomography(0), "qubits must be a positive integer"),
     "measurements": (lambda: lr.synthetic.tomography(2, 1, 17), "measurements must lie between 1 and 4"),
@@ -158,5 +160,13 @@ ERRORS = {
 
 @pytest.mark.parametrize("call, message", [pytest.param(*c, id=k) for k, c in ERRORS.items()])
 def test_the_error_names_what_is_wrong(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_fewer_strings_than_unknowns_are_a_warning():
+    """A pure state of two qubits has six numbers; a repeated string adds none."""
+    strings = ["ZI", "IZ", "ZZ", "XX", "YY"]
+    with pytest.warns(UserWarning, match="5 different strings for 6 unknowns"):
+        lr.tomography([*strings, "ZZ"], np.ones(6), max_iter=1)
+    lr.tomography([*strings, "XY"], np.ones(6), max_iter=1)

@@ -7,6 +7,7 @@ import torch
 import lowrank_sp as lr
 from lowrank_sp import kernels
 from lowrank_sp.problems import ensembles
+from lowrank_sp.problems.ensembles import DenseEnsemble, MaskedEnsemble
 from lowrank_sp.problems.sensing import Traced
 
 pytest.importorskip("numba")
@@ -36,6 +37,36 @@ def test_images_and_gradients_are_those_of_two_products(compiled, count, dtype):
         assert np.allclose(np.asarray(image), values, atol=tolerance)
         assert np.allclose(problem.backproject(image), np.einsum("kij,k->ij", stack, values), atol=tolerance * count)
         assert problem.backproject(image).dtype == dtype
+
+
+@pytest.mark.parametrize("kept", [0, 1, 6, 13])
+def test_masked_measurements_are_those_of_the_chosen_matrices(compiled, kept):
+    rng, stack, mask = np.random.default_rng(1), stack_of(13), np.zeros(13, bool)
+    mask[rng.permutation(13)[:kept]] = True
+    other = rng.random(13) < 0.7
+    points = [lr.BurerMonteiro.random((6, 5), 2, rng) for _ in range(2)]
+    masked = MaskedEnsemble(DenseEnsemble(stack), mask)
+    for ensemble, chosen in ((masked, mask), (MaskedEnsemble(masked, other), mask & other)):
+        pairs = ensemble.traced([[p] for p in points])
+        assert pairs is not None
+        for (image, back), point in zip(pairs, points, strict=True):
+            values = np.einsum("kij,ij->k", stack, point.dense()) * chosen
+            assert np.allclose(image, values)
+            assert np.allclose(back, np.einsum("kij,k->ij", stack, values))
+
+
+def test_separation_of_measurements_is_the_same_in_one_pass(monkeypatch):
+    rng = np.random.default_rng(3)
+    stack, truth = rng.standard_normal((200, 8, 7)), np.outer(np.arange(8.0), np.ones(7))
+    data = np.einsum("kij,ij->k", stack, truth)
+    data[::10] += 50.0
+    found = []
+    for large in (0, 10**18):
+        monkeypatch.setattr(kernels, "WORK", large)
+        monkeypatch.setattr(ensembles, "LARGE", large)
+        found.append(lr.robust_sense(stack, data, (8, 7), 1))
+    assert all(np.allclose(one.result.point.dense(), truth, atol=1e-8) for one in found)
+    assert np.array_equal(found[0].sparse != 0, found[1].sparse != 0)
 
 
 def test_sums_keep_their_gradients(compiled):

@@ -197,10 +197,20 @@ def _norm(problem: LeastSquares, values: Array) -> float:
 def ADMM(weight: float = 0.0, rank: int | None = None, penalty: float | None = None) -> AlternatingDirections:
     """``min ||W||_*`` subject to ``A(W) = y``, or ``||W||_* + ||A(W) - y||^2 / (2 weight)``; needs no rank.
 
-    For completion, sensing and factorization. Parameters as for `Squares` and `AlternatingDirections`; the weight is
-    relative to the largest singular value of ``A^* y``, at which the solution is zero. The recorded loss is that of
-    the problem, which a positive weight does not minimise.
+    For completion, sensing and factorization. The recorded loss is that of the problem, which a positive weight does
+    not minimise.
 
+    Parameters
+    ----------
+    weight : float
+        Relative to the largest singular value of ``A^* y``, at which the solution is zero; 0 for exact data.
+    rank : int, optional
+        Most singular values computed; ``min(m, n)`` by default.
+    penalty : float, optional
+        Of the constraint, at first; it adapts.
+
+    Notes
+    -----
     Source: :cite:`boyd2011admm`; :cite:`yang2013linearized`.
     """
     return AlternatingDirections(Squares(weight), rank, penalty)
@@ -212,9 +222,20 @@ def RobustADMM(
 ) -> AlternatingDirections:
     """``min ||W||_* + weight ||W - A||_1`` over the known entries of a `RobustPCA`.
 
-    The program of `PCP`, which needs no rank and no share of outliers, with a penalty that adapts. Parameters as for
-    `Absolute` and `AlternatingDirections`. The recorded loss is that of the problem, which this does not minimise.
+    The program of `PCP`, which needs no rank and no share of outliers, with a penalty that adapts. The
+    recorded loss is that of the problem, which this does not minimise.
 
+    Parameters
+    ----------
+    weight : float, optional
+        ``1 / sqrt(p max(m, n))`` by default, p the share of known entries.
+    rank : int, optional
+        Most singular values computed; ``min(m, n)`` by default.
+    penalty : float, optional
+        Of the constraint, at first.
+
+    Notes
+    -----
     Source: :cite:`candes2011rpca`; :cite:`boyd2011admm`.
     """
     return AlternatingDirections(Absolute(weight), rank, penalty, name="RobustADMM")

@@ -88,10 +88,21 @@ def _leading(matrix: Any, last: SVD, rank: int | None) -> SVD:
 def PCP(weight: float | None = None, penalty: float | None = None, rank: int | None = None) -> Pursuit:
     """Principal component pursuit by ADMM, on a `RobustPCA` or `RobustCompletion`; needs no rank and no share.
 
-    Parameters as for `Pursuit`. One full singular value decomposition per iteration unless ``rank`` is given;
-    the start gives the first low-rank part, and the sparse part is ``problem.data - result.point.dense()``. The
-    recorded loss is that of the problem, which this method does not minimise.
+    One full singular value decomposition per iteration unless ``rank`` is given; the start gives the first low-rank
+    part, and the sparse part is ``problem.data - result.point.dense()``. The recorded loss is that of the problem,
+    which this method does not minimise.
 
+    Parameters
+    ----------
+    weight : float, optional
+        ``1 / sqrt(p max(m, n))`` by default, p the share of known entries.
+    penalty : float, optional
+        Of the constraint; ``p m n / (4 ||A||_1)`` by default.
+    rank : int, optional
+        Most singular values kept, by warm block power iterations; by default all, by a full decomposition.
+
+    Notes
+    -----
     Source: :cite:`candes2011rpca`.
     """
     return Pursuit(weight, penalty, rank)

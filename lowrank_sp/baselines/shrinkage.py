@@ -121,8 +121,14 @@ def APG(
 ) -> ProximalGradient:
     """Accelerated proximal gradient for the nuclear norm, with continuation in the penalty and restarts.
 
-    Parameters as for `SoftImpute`. The cap on the rank is decisive: at the true rank this is far faster than
-    without. Source: :cite:`toh2010apg`.
+    Parameters
+    ----------
+    penalty, rank, first, decay, every
+        As for `SoftImpute`. The cap on the rank is decisive: at the true rank this is far faster than without.
+
+    Notes
+    -----
+    Source: :cite:`toh2010apg`.
     """
     return ProximalGradient(max(first, penalty), penalty, decay, every, rank, True, "APG")
 
@@ -177,7 +183,19 @@ class SingularValueThresholding(Solver):
 def SVT(threshold: float = 5.0, step_size: float | None = None, rank: int | None = None) -> SingularValueThresholding:
     """Singular value thresholding: exact data are met in the limit, with a bias that falls with the threshold.
 
-    Parameters as for `SingularValueThresholding`; the start gives the first singular vectors only.
+    The start gives the first singular vectors only.
+
+    Parameters
+    ----------
+    threshold : float
+        Relative to the largest singular value of ``A^* y / p`` with p the share observed.
+    step_size : float, optional
+        ``1.2 / p`` by default for completion, 1.2 elsewhere.
+    rank : int, optional
+        Most singular values computed; ``min(m, n)`` by default.
+
+    Notes
+    -----
     Source: :cite:`cai2010svt`.
     """
     return SingularValueThresholding(threshold, step_size, rank)

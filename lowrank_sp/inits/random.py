@@ -31,10 +31,20 @@ def gaussian(problem: Any, form: Any, rank: int, scale: float = 0.1, seed: Any =
     batch : int, optional
         Number of independent starts on a leading axis.
 
+    Returns
+    -------
+    Factors
+        A point of the form.
+
     Raises
     ------
     ValueError, TypeError
         When rank, scale or form do not fit.
+
+    >>> import lowrank_sp as lr
+    >>> problem = lr.synthetic.completion(20, 15, rank=2, seed=0)
+    >>> gaussian(problem, lr.BurerMonteiro, rank=3, seed=0, batch=4).left.shape
+    (4, 20, 3)
     """
     rank = check_init(problem, form, rank)
     if not (scale > 0 and np.isfinite(scale)):
@@ -55,6 +65,23 @@ def stiefel(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
     """Random orthonormal factors and a zero core, as PoLAR starts; a zero right factor where there is no core.
 
     Which arrays vanish the form says (``zeros``): the product is zero, so the solver begins at ``W = 0``.
+
+    Parameters
+    ----------
+    problem : LeastSquares
+        Gives the data, and with them shape, library, device and floating type.
+    form : type[Factors]
+    rank : int
+        The size that the form counts.
+    seed : int or Generator, optional
+
+    Returns
+    -------
+    Factors
+        A point of the form.
+
+    Notes
+    -----
     Source: :cite:`lion2025polar`.
     """
     rank = check_init(problem, form, rank)

@@ -24,6 +24,20 @@ def nystrom(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
     Other forms take the nearest point to the two-sided sketch with the arrays at zero that the form names
     (``zeros``): a core where there is one. The symmetric form takes ``A Phi`` itself.
 
+    Parameters
+    ----------
+    problem : LeastSquares
+        Gives the data, and with them shape, library, device and floating type.
+    form : type[Factors]
+    rank : int
+        The size that the form counts.
+    seed : int or Generator, optional
+
+    Returns
+    -------
+    Factors
+        A point of the form.
+
     Notes
     -----
     The source prints Phi as r x r, which cannot multiply A; it is n x r. Solvers cope with the zero factor
@@ -45,7 +59,22 @@ def nystrom(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
 
 @covers("I13")
 def nystrom_two_sided(problem: Any, form: Any, rank: int, seed: Any = None) -> Any:
-    """``X_0 = A Phi``, ``Y_0 = A^H Psi`` with independent Gaussian sketches, scaled to fit the data."""
+    """``X_0 = A Phi``, ``Y_0 = A^H Psi`` with independent Gaussian sketches, scaled to fit the data.
+
+    Parameters
+    ----------
+    problem : LeastSquares
+        Gives the data, and with them shape, library, device and floating type.
+    form : type[Factors]
+    rank : int
+        The size that the form counts.
+    seed : int or Generator, optional
+
+    Returns
+    -------
+    Factors
+        A point of the form.
+    """
     rank = check_init(problem, form, rank)
     rng = np.random.default_rng(seed)
     left, right = _sketch(problem, rank, rng), _sketch(problem, rank, rng, transposed=True)
@@ -56,6 +85,24 @@ def nystrom_two_sided(problem: Any, form: Any, rank: int, seed: Any = None) -> A
 def half_nystrom(problem: Any, form: Any, rank: int, scale: float = 0.1, seed: Any = None) -> Any:
     """``X_0 = A Phi``, ``Y_0`` with independent N(0, scale^2) entries: only the column space is aligned.
 
+    Parameters
+    ----------
+    problem : LeastSquares
+        Gives the data, and with them shape, library, device and floating type.
+    form : type[Factors]
+    rank : int
+        The size that the form counts.
+    scale : float
+        Standard deviation of the entries of ``Y_0``.
+    seed : int or Generator, optional
+
+    Returns
+    -------
+    Factors
+        A point of the form.
+
+    Notes
+    -----
     Source: Theorem 6 of :cite:`survey2026sp`; :cite:`ward2023altgd`, whose theory scales both factors with
     the step size.
     """
@@ -74,7 +121,30 @@ def spectral(problem: Any, form: Any, rank: int, seed: Any = 0) -> Any:
     approximation of the rank that it can reach, where a universal one takes rank r. Computed by a
     randomized block Krylov method on products with thin matrices, so sparse surrogates stay sparse. A tensor
     form takes `tensor_spectral`.
+
+    Parameters
+    ----------
+    problem : LeastSquares
+        Gives the data, and with them shape, library, device and floating type.
+    form : type[Factors]
+    rank : int
+        The size that the form counts.
+    seed : int or Generator
+        Of the Krylov method.
+
+    Returns
+    -------
+    Factors
+        A point of the form.
+
+    Notes
+    -----
     Source: :cite:`halko2011finding`.
+
+    >>> import lowrank_sp as lr
+    >>> problem = lr.MatrixFactorization(np.outer([1.0, 2.0], [3.0, 4.0, 5.0]))
+    >>> bool(np.allclose(spectral(problem, lr.BurerMonteiro, rank=1).dense(), problem.data))
+    True
     """
     rank = check_init(problem, form, rank)
     if issubclass(form, TensorFactors):

@@ -10,6 +10,7 @@ import numpy as np
 from .. import xp
 from ..coverage import covers
 from ..parameterizations import Tucker
+from ..parameterizations.tucker import TuckerImage
 from ..tensors import SampledTensor
 
 __all__ = ["tensor_spectral"]
@@ -26,6 +27,19 @@ def tensor_spectral(problem: Any, form: Any, rank: Any) -> Any:
     M_k, whose diagonal is scaled by the share observed because it alone does not suffer from missing entries;
     then the same decomposition of the small core.
 
+    Parameters
+    ----------
+    problem : LeastSquares
+        Of a tensor.
+    form : type[TensorFactors]
+    rank : int or tuple of int
+        The size of the form.
+
+    Returns
+    -------
+    TensorFactors
+        A point of the form for the order of the tensor.
+
     Notes
     -----
     Source: :cite:`tong2022tensor`, whose published code scales the diagonal as here.
@@ -40,7 +54,8 @@ def tensor_spectral(problem: Any, form: Any, rank: Any) -> Any:
     else:
         point = form.from_tensor(surrogate, rank)
     size = problem.amplitude(problem.measure((point,))[0])
-    return point.with_array(0, xp.expand(size, point.ndims[0]) * point.arrays()[0])
+    free = next(i for i, space in enumerate(point.spaces) if space.linear)  # where a form has constraints
+    return point.with_array(free, xp.expand(size, point.ndims[free]) * point.arrays()[free])
 
 
 def _corner(basis: Array, sizes: tuple[int, ...]) -> Array:
@@ -51,7 +66,7 @@ def _corner(basis: Array, sizes: tuple[int, ...]) -> Array:
 
 def _subspace_sizes(form: Any, shape: tuple[int, ...], rank: Any) -> tuple[int, ...]:
     """How many leading vectors each mode needs to hold the tensors of that size."""
-    if issubclass(form, Tucker):
+    if issubclass(form, TuckerImage):
         return form.shapes(shape, rank)[0]
     cores = form.shapes(shape, rank)[-len(shape) :]  # those of the modes come last
     widths = [prod(core) // n for n, core in zip(shape, cores, strict=True)]

@@ -36,6 +36,7 @@ from .tree_slice import TreeSlice
 from .tt import TensorTrain
 from .tt_manifold import FixedRankTrain
 from .tucker import Tucker
+from .tucker_manifold import FixedRankTucker
 
 __all__ = [
     "CP",
@@ -60,6 +61,7 @@ __all__ = [
     "EtherPlus",
     "FixedRank",
     "FixedRankTrain",
+    "FixedRankTucker",
     "Fourier",
     "FrozenCore",
     "FrozenRight",
@@ -162,5 +164,5 @@ ROTATIONS: dict[str, type[Multiplicative]] = {
 }
 
 TENSOR_FORMS: dict[str, type[TensorFactors]] = {
-    form.__name__: form for form in (CP, Tucker, TensorTrain, FixedRankTrain, HierarchicalTucker)
+    form.__name__: form for form in (CP, Tucker, TensorTrain, FixedRankTrain, FixedRankTucker, HierarchicalTucker)
 }

@@ -211,11 +211,10 @@ class RandLoRA(Sided, FixedSide, Multilinear, Unconvertible, Configured):
         return self.shared.conj()[..., :, None, :] * cotangent.reshape(*cotangent.shape[:-1], *self.values.shape[-2:])
 
     def _pulled(self, index: int, parts: Array) -> Array:
-        """Sums with the other array, as products, which form nothing of the size of the parts."""
-        einsum = xp.namespace(parts).einsum
+        """Sums with the other array; of the long axis as a product, which forms nothing of the size of the parts."""
         if index == 0:
-            return einsum("...snr,...nr->...ns", parts, self.values.conj())
-        return einsum("...snr,...ns->...nr", parts, self.scales.conj())
+            return xp.namespace(parts).linalg.vecdot(self.values[..., None, :, :], parts).mT
+        return (self.scales.conj()[..., :, None, :] @ parts.swapaxes(-3, -2))[..., 0, :]
 
     def _white(self, index, g, damping):
         gram = xp.gram(self.fixed())

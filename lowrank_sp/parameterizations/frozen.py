@@ -11,7 +11,7 @@ from ..spaces import FIXED, FLAT, STIEFEL
 from .bm import resized, thin_svd
 from .core import orthonormal_core, whiten_core
 from .outer import Outer
-from .sided import Sided
+from .sided import FixedSide, Sided
 
 __all__ = ["FrozenCore", "FrozenRight", "FrozenValues"]
 
@@ -149,7 +149,7 @@ class FrozenCore(Sided, Multilinear, Outer):
 
 @covers("P31", "P32")
 @factorization
-class FrozenValues(Sided, Multilinear, Outer):
+class FrozenValues(Sided, FixedSide, Multilinear, Outer):
     """W = U diag(s) V^H with fixed U, V: SVFit and SVFT on the singular vectors, LoLDU on triangular factors.
 
     Parameters
@@ -198,6 +198,19 @@ class FrozenValues(Sided, Multilinear, Outer):
     def from_product(cls, left, right, rank=None):
         u, s, v = thin_svd(*resized(left, right, rank))
         return cls(u, xp.asarray_like(s, u), v)
+
+    @property
+    def fixed_side(self):
+        return 0
+
+    def fixed(self):
+        return self.left
+
+    def moving(self):
+        return self.right * self.values.conj()[..., None, :]
+
+    def pull_moving(self, cotangent):
+        return None, (self.right * cotangent.conj()).sum(-2), None
 
     def product(self):
         return self.left * self.values[..., None, :], self.right

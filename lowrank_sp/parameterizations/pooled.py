@@ -9,7 +9,7 @@ from ..coverage import covers
 from ..factors import Configured, factorization
 from .bm import resized
 from .outer import Outer
-from .sided import SidedSum
+from .sided import SideBySide
 
 __all__ = ["BSLoRA", "RaSA"]
 
@@ -29,7 +29,7 @@ def _extended(a: Array, size: int) -> Array:
 
 @covers("P63")
 @factorization
-class RaSA(SidedSum, Configured, Outer):
+class RaSA(SideBySide, Configured, Outer):
     """W = [B_L, B_S] diag(d) [A_L, A_S]^H with the pools B_S and A_S that all layers of a type share.
 
     Parameters
@@ -94,8 +94,16 @@ class RaSA(SidedSum, Configured, Outer):
         pool, ones = pooled * layers, xp.namespace(left, right).ones_like(left[..., 0, :])
         return cls(left[..., pool:], right[..., pool:], left[..., :pool], right[..., :pool], ones)
 
-    def _sides(self) -> tuple[Array, Array]:
+    @property
+    def weights(self):
+        return self.values
+
+    def side_by_side(self):
         return _beside(self.left, self.left_pool), _beside(self.right, self.right_pool)
+
+    def take_apart(self, of_left, of_right, of_weights):
+        own, pool = self._columns(0), self._columns(2)
+        return of_left[..., own], of_right[..., own], of_left[..., pool], of_right[..., pool], of_weights
 
     def product(self):
         # Scaled before they are put side by side, so that autograd keeps no array of this size but the results.
@@ -104,7 +112,7 @@ class RaSA(SidedSum, Configured, Outer):
         return left, _beside(self.right, self.right_pool)
 
     def _orders(self, direction):
-        (left, right), (dl, dr) = self._sides(), direction._sides()
+        (left, right), (dl, dr) = self.side_by_side(), direction.side_by_side()
         row, move = self.values[..., None, :], direction.values[..., None, :]
         return [left * row, dl * row + left * move, dl * move], [right, dr]
 
@@ -115,12 +123,12 @@ class RaSA(SidedSum, Configured, Outer):
 
     def _chained(self, index, cotangent):
         if index == 4:
-            return (self._sides()[0].conj() * cotangent).sum(-2)
+            return (self.side_by_side()[0].conj() * cotangent).sum(-2)
         scaled = cotangent if self.sides[index] else cotangent * self.values.conj()[..., None, :]
         return scaled[..., self._columns(index)]
 
     def _white(self, index, g, damping):
-        left, right = self._sides()
+        left, right = self.side_by_side()
         if index == 4:
             return xp.solve_psd(xp.gram(left) * xp.gram(right).mT, g[..., None], damping)[..., 0]
         other = self.product()[0] if self.sides[index] else right * self.values.conj()[..., None, :]
@@ -129,7 +137,7 @@ class RaSA(SidedSum, Configured, Outer):
 
 @covers("P64")
 @factorization
-class BSLoRA(SidedSum, Configured, Outer):
+class BSLoRA(SideBySide, Configured, Outer):
     """W = X Y^H + (P Q^H)[:m, :n] + (S T^H)[:m, :n]: local, intra-layer and inter-layer factors of Bi-Share LoRA.
 
     Parameters
@@ -193,9 +201,20 @@ class BSLoRA(SidedSum, Configured, Outer):
         tall, wide = _extended(left, large[0]), 0 * _extended(right, large[1])
         return cls(left, right, tall, wide, tall, wide)
 
+    @property
+    def weights(self):
+        return None
+
     def product(self):
+        return self.side_by_side()
+
+    def side_by_side(self):
         (m, n), arrays = self.shape, self.arrays()
         return _beside(*[a[..., :m, :] for a in arrays[::2]]), _beside(*[a[..., :n, :] for a in arrays[1::2]])
+
+    def take_apart(self, of_left, of_right, of_weights):
+        sides = of_left, of_right
+        return tuple(self._chained(index, sides[index % 2]) for index in range(len(self.names)))
 
     def _orders(self, direction):
         pairs = zip(self.product(), direction.product(), strict=True)

@@ -12,7 +12,7 @@ from ..coverage import covers
 from ..factors import Configured, factorization
 from ..rearrange import Tiling
 from .block import diagonal_products
-from .rotation import Multiplicative, inverse, square_side
+from .rotation import FEW, Multiplicative, inverse, square_side
 from .sided import divide
 
 __all__ = ["EtherPlus", "Householder"]
@@ -32,6 +32,13 @@ def _rows(x: Array, blocks: Array, change: Any) -> Array:
     parts = x.reshape(*x.shape[:-1], count, x.shape[-1] // count).swapaxes(-3, -2)
     out = (parts + change(parts)).swapaxes(-3, -2)
     return out.reshape(*out.shape[:-2], x.shape[-1])
+
+
+def _spread(blocks: Array) -> Array:
+    """Columns (..., k, b, r) of every block as those of the whole, (..., k b, k r), with zeros outside of the block."""
+    count, b, r = blocks.shape[-3:]
+    wide = blocks[..., None, :] * identity(count, blocks)[:, None, :, None]
+    return wide.reshape(*wide.shape[:-4], count * b, count * r)
 
 
 def _half_upper(a: Array) -> Array:
@@ -171,7 +178,7 @@ class Householder(Multiplicative, Configured):
 @covers("P93")
 @factorization
 class EtherPlus(Multiplicative):
-    """P = I - u u^H / |u|^2 + v v^H / |v|^2 in every diagonal block: one side of ETHER+.
+    """``P = I - u u^H / |u|^2 + v v^H / |v|^2`` in every diagonal block: one side of ETHER+.
 
     Parameters
     ----------
@@ -215,6 +222,15 @@ class EtherPlus(Multiplicative):
         columns = [a[..., :, None] for a in self.arrays()]
         squares = [abs(a * a.conj()).sum((-2, -1))[..., None, None] for a in columns]
         return list(zip((-1.0, 1.0), columns, squares, strict=True))
+
+    @property
+    def near_identity(self):
+        return 2 * self.minus.shape[-2] <= FEW
+
+    def change(self):
+        (_, u, below), (_, v, above) = self._columns()
+        cat, scaled = xp.namespace(u).concatenate, v / above
+        return _spread(cat((u, v - u), -1)), _spread(cat((scaled - u / below, scaled), -1))
 
     def dense(self):
         eye = identity(self.shape[0], self.minus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
@@ -11,7 +12,6 @@ from .. import xp
 from ..constants import identity, triangle
 from ..coverage import covers
 from ..factors import ByFactor, Configured, factorization
-from ..indexing import scatter
 from ..rearrange import is_array
 from .bm import BurerMonteiro, whole_product
 from .sided import Unconvertible
@@ -22,6 +22,10 @@ Array = Any
 
 # Blocks up to this side are dense in practice: a product with them takes less time than moving the rows about.
 LARGEST_BLOCK = 128
+# So many columns are few: products with them cost less than moving the rows about does.
+FEW = 32
+# Blocks from this side on are inverted as definite matrices where the norm of the skew ones is at most the latter.
+WIDE, NORM = 24, 8.0
 
 
 class Multiplicative(ByFactor, Unconvertible):
@@ -52,6 +56,15 @@ class Multiplicative(ByFactor, Unconvertible):
     def pull_blocks(cls, blocks: Array, cotangent: Array) -> tuple[Array, ...]:
         """Gradients of the arrays from that of the `blocks`, where the form is ``closed``: from these alone."""
         raise TypeError(f"{cls.__name__} has no gradient that follows from blocks alone")
+
+    @property
+    def near_identity(self) -> bool:
+        """Whether P differs from the identity by few columns, those of `change`."""
+        return False
+
+    def change(self) -> tuple[Array, Array]:
+        """Thin A and B (..., n, r) with ``P = I + A B^H``, one of which is exactly zero column by column if P is I."""
+        raise TypeError(f"{type(self).__name__} differs from the identity by a matrix that is not thin")
 
     @abstractmethod
     def _moved(self, direction: Self) -> Array:
@@ -86,16 +99,51 @@ def inverse(matrices: Array) -> Array:
 
 def _skew(angles: Array, side: int) -> Array:
     """The skew (Hermitian) matrices (..., b, b) with these entries above the diagonal."""
-    rows, cols = triangle(side, angles)
-    upper = scatter(angles, rows * side + cols, side * side)
-    upper = upper.reshape(*upper.shape[:-1], side, side)
+    places = _places(side, angles)
+    if xp.is_torch(angles):
+        upper = angles.new_zeros((*angles.shape[:-1], side * side)).index_copy_(-1, places, angles)
+    else:
+        upper = np.zeros((*angles.shape[:-1], side * side), angles.dtype)
+        upper[..., places] = angles
+    upper = upper.reshape(*angles.shape[:-1], side, side)
     return upper - xp.adjoint(upper)
 
 
 def _upper(matrices: Array) -> Array:
     """The entries above the diagonals."""
-    rows, cols = triangle(matrices.shape[-1], matrices)
-    return matrices[..., rows, cols]
+    side = matrices.shape[-1]
+    flat, places = matrices.reshape(*matrices.shape[:-2], side * side), _places(side, matrices)
+    return flat.index_select(-1, places) if xp.is_torch(flat) else flat[..., places]
+
+
+def _places(side: int, like: Array) -> Array:
+    """Where the entries above the diagonal of a matrix lie in its rows, one after the other."""
+    rows, cols = triangle(side, like)
+    return rows * side + cols
+
+
+def _turns(q: Array) -> Array:
+    """``(I + Q) (I - Q)^{-1}`` of skew matrices (..., b, b).
+
+    For wide blocks of moderate angles by ``(I + Q) (I + Q^H Q)^{-1}``, where a processor is faster at it: the inverse
+    of a definite matrix, whose condition number is below ``1 + |Q|^2``, so that this loses two digits at the most.
+    """
+    eye = identity(q.shape[-1], q)
+    if not _moderate(q):
+        return 2 * inverse(eye - q) - eye
+    torch = sys.modules["torch"]
+    half = torch.linalg.cholesky_ex(eye - q @ q, upper=True).L
+    definite = torch.cholesky_inverse(half, upper=True)
+    blocks = (q @ definite).add_(definite.mT).mul_(2)
+    blocks.diagonal(0, -2, -1).sub_(1)
+    return blocks
+
+
+def _moderate(q: Array) -> bool:
+    """Whether these are wide blocks on a processor, in single precision and without a graph, of norm below `NORM`."""
+    if q.shape[-1] < WIDE or not xp.is_torch(q) or xp.is_remote(q) or q.requires_grad or q.itemsize > 4:
+        return False
+    return not sys.modules["torch"].compiler.is_compiling() and q.shape[-1] * float(q.amax()) <= NORM
 
 
 @covers("P95")
@@ -217,7 +265,7 @@ class Butterfly(Multiplicative, Configured):
         return self._count == 1 or (self._span < rows and self._span <= LARGEST_BLOCK)
 
     def blocks(self, rows):
-        return self._cayley()[0][..., 0, :, :, :] if self._count == 1 else self._composed()
+        return _turns(_skew(self.angles[..., 0, :, :], self._side)) if self._count == 1 else self._composed()
 
     @classmethod
     def pull_blocks(cls, blocks, cotangent):

@@ -14,6 +14,7 @@ __all__ = [
     "Arraywise",
     "FixedSide",
     "OfShape",
+    "SideBySide",
     "Sided",
     "SidedSum",
     "Thin",
@@ -131,7 +132,10 @@ class Sided(Thin, Arraywise):
 
 
 class FixedSide(MatrixFactors):
-    """A form with one side of ``product()`` fixed, the one with the number ``fixed_side``."""
+    """A form ``L R^H`` with one side fixed, the one with the number ``fixed_side``.
+
+    Where a few numbers stand between two fixed sides, ``product`` may put them on either.
+    """
 
     @property
     @abstractmethod
@@ -167,3 +171,20 @@ class SidedSum(Sided):
                 if i + j:
                     orders[i + j - 1].append(BurerMonteiro(left, right))
         return orders
+
+
+class SideBySide(SidedSum):
+    """``L diag(d) R^H`` where the columns of L and R are those of several arrays side by side; d may be missing."""
+
+    @abstractmethod
+    def side_by_side(self) -> tuple[Array, Array]:
+        """L (..., m, r) and R (..., n, r), without d."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Array | None:
+        """d (..., r), or None for ones."""
+
+    @abstractmethod
+    def take_apart(self, of_left: Array, of_right: Array, of_weights: Array | None) -> tuple[Array, ...]:
+        """Gradients of the arrays, in their order, from those of L, R and d."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 from .. import trains
 from ..factors import Configured, Factors, factorization
 from ..spaces import Space
-from ..tensors import SampledTensor, in_blocks
+from ..tensors import SampledTensor, TensorPattern, in_blocks
+from .tensor_fibers import fiber_grams, fiber_partials
 
 __all__ = ["ByOrder", "TensorFactors", "check_order"]
 
@@ -82,13 +84,27 @@ class TensorFactors(Factors):
         return (self.design(last, indices) * rows[..., places, :]).sum(-1)
 
     def partial(self, index, g):
-        if isinstance(g, SampledTensor):
-            rows = g.accumulate(self.mode_of(index), lambda indices: self.design(index, indices).conj())
-            return self.from_rows(index, rows)
-        return self.contract(index, g)
+        return self._sampled_partials(g, (index,))[0] if isinstance(g, SampledTensor) else self.contract(index, g)
 
     def pullback(self, g):
-        return type(self)(*[self.partial(i, g) for i in range(len(self.names))])
+        every = range(len(self.names))
+        if isinstance(g, SampledTensor):
+            return type(self)(*self._sampled_partials(g, every))
+        return type(self)(*[self.contract(i, g) for i in every])
+
+    def _sampled_partials(self, g: SampledTensor, wanted: Sequence[int]) -> list[Array]:
+        """Through fibers where the samples fill them, else sample by sample."""
+        parts = fiber_partials([(self, i) for i in wanted], g)
+        return [self._sampled_partial(i, g) for i in wanted] if parts is None else parts
+
+    def _sampled_partial(self, index: int, g: SampledTensor) -> Array:
+        rows = g.accumulate(self.mode_of(index), lambda indices: self.design(index, indices).conj())
+        return self.from_rows(index, rows)
+
+    def grams(self, index: int, pattern: TensorPattern) -> Array:
+        """``D_i F^* P D_i F`` for samples P, row by row of `as_rows`: (n_mode, width, width); no batch."""
+        found = None if self.mode_of(index) is None else fiber_grams(self, index, pattern)
+        return pattern.grams(self.mode_of(index), lambda i: self.design(index, i)) if found is None else found
 
     def frobenius(self) -> Any:
         """``||F(x)||_F`` without forming the tensor; exact to rounding."""

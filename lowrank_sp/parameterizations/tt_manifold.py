@@ -64,9 +64,13 @@ class FixedRankTrain(TrainImage):
     def _spaces(cls, order):
         return (LEFT_ORTHOGONAL,) * (order - 1) + (FLAT,)
 
+    @classmethod
+    def from_train(cls, point: TensorTrain) -> Self:
+        """The same tensor with left-orthogonal cores."""
+        return cls(*trains.left_orthogonal(point.arrays()))
+
     def embedded(self, factors):
-        cores = [u[..., None, :, :] @ core for u, core in zip(factors, self.arrays(), strict=True)]
-        return type(self)(*trains.left_orthogonal(cores))
+        return type(self).from_train(self.to_train().embedded(factors))
 
     def balanced(self):
         """The point itself: its cores are orthonormal."""

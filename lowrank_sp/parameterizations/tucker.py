@@ -11,42 +11,19 @@ from .. import trains, xp
 from ..constants import identity
 from ..coverage import covers
 from ..factors import Gauged, Multilinear
-from ..tensors import khatri_rao_rows, mode_product, take_rows, unfold
+from ..tensors import SampledTensor, khatri_rao_rows, mode_product, take_rows, unfold
 from .core import Core, shift
 from .diagonalization import compressed, leading_bases
 from .tensor import ByOrder, TensorFactors, check_order
+from .tensor_fibers import split
 
-__all__ = ["Tucker", "whitened_core"]
+__all__ = ["Tucker", "TuckerImage", "whitened_core"]
 
 Array = Any
 
 
-@covers("P73", "P74", "O14")
-class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
-    """``W = C x_1 U_1 x_2 U_2 ... x_d U_d``, the form of Tucker.
-
-    Parameters
-    ----------
-    core : array (..., r_1, ..., r_d)
-        C.
-    *factors : arrays (..., n_k, r_k)
-        U_k, one per mode that has a factor; as fields ``factor0``, ``factor1``, ...
-
-    Notes
-    -----
-    ``Tucker.of(order, modes)`` is the form with factors in some modes only: the identity stands in the others
-    (Tucker-2 of layers x m x n is ``Tucker.of(3, (1, 2))``). A size is one number for all modes, cut to what
-    each mode can hold, or one per mode. ``whiten`` is ScaledGD for this form: the Gram matrices of the factors
-    seen through the core, and for the core those of the factors themselves. The gauge group is GL(r_k) in every
-    mode; ``gauge`` acts on the first factor.
-    Source: :cite:`tucker1966`; scaled steps :cite:`tong2022tensor`; equations (9) and (10) of
-    :cite:`survey2026sp`, the second with the identity of the layers' size.
-
-    Examples
-    --------
-    >>> Tucker(np.ones((1, 1, 1)), np.ones((2, 1)), np.ones((3, 1)), np.array([[1.0], [2.0]])).dense()[0].tolist()
-    [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
-    """
+class TuckerImage(TensorFactors, ByOrder):
+    """The tensor ``C x_1 U_1 x_2 U_2 ... x_d U_d``, whatever its differential."""
 
     zeros = ("core",)
 
@@ -55,11 +32,11 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
         """The form for tensors with ``order`` modes, of which ``modes`` have factors (all, by default)."""
         order = check_order(order)
         if modes is None or tuple(modes) == tuple(range(order)):
-            return cls.configured(f"Tucker{order}", order)
+            return cls.configured(f"{cls._base().__name__}{order}", order)
         chosen = tuple(sorted({int(k) for k in modes}))
         if not chosen or chosen[0] < 0 or chosen[-1] >= order:
             raise ValueError(f"modes must be some of 0..{order - 1}, got {modes!r}")
-        return cls.configured(f"Tucker{order}at{''.join(map(str, chosen))}", order, chosen)
+        return cls.configured(f"{cls._base().__name__}{order}at{''.join(map(str, chosen))}", order, chosen)
 
     @classmethod
     def _of_arrays(cls, arrays):
@@ -125,13 +102,6 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
         cores = trains.decompose(self.arrays()[0], self.ndims[0])
         return [u[..., None, :, :] @ core for u, core in zip(self._factors(), cores, strict=True)]
 
-    def embedded(self, factors):
-        core, *given = self.arrays()
-        for k in range(self.ndims[0]):
-            if k not in self._modes():
-                core = mode_product(core, factors[k], k, self.ndims[0])
-        return type(self)(core, *[factors[k] @ u for k, u in zip(self._modes(), given, strict=True)])
-
     def matrix(self, *index, modes=(-2, -1)):
         """A `Core` point: the core contracted with the rows that ``index`` names."""
         d = self.ndims[0]
@@ -145,16 +115,6 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
         small = core.reshape(*core.shape[: core.ndim - d], factors[min(rows, cols)].shape[-1], -1)
         return Core(factors[rows], small if rows < cols else small.mT, factors[cols].conj())
 
-    def balanced(self):
-        """Orthonormal factors, the core takes their triangular parts."""
-        core, *given = self.arrays()
-        out = []
-        for k, u in zip(self._modes(), given, strict=True):
-            q, r = xp.namespace(u).linalg.qr(u)
-            core = mode_product(core, r, k, self.ndims[0])
-            out.append(q)
-        return type(self)(core, *out)
-
     def mode_of(self, index):
         return None if index == 0 else self._modes()[index - 1]
 
@@ -164,11 +124,70 @@ class Tucker(Multilinear, TensorFactors, ByOrder, Gauged):
         product = khatri_rao_rows(parts)
         return product if mode is None else product @ unfold(self.arrays()[0], mode, self.ndims[0]).mT
 
+    def grams(self, index, pattern):
+        """Those of the core as the core of a Tucker tensor of ones, with products of two columns for columns."""
+        if index or split(self, pattern.count) is None:
+            return super().grams(index, pattern)
+        core = self.arrays()[0]
+        ranks, d = core.shape, core.ndim
+        factors = [(u[:, :, None] * u.conj()[:, None, :]).reshape(u.shape[0], -1) for u in self._factors()]
+        pairs = Tucker.of(d)(xp.asarray_like(np.zeros([r**2 for r in ranks]), core), *factors)
+        ones = SampledTensor(pattern, xp.asarray_like(np.ones(pattern.count), core))
+        sums = pairs.partial(0, ones).reshape([r for r in ranks for _ in range(2)])
+        order = (*range(0, 2 * d, 2), *range(1, 2 * d, 2))
+        moved = sums.permute(order) if xp.is_torch(sums) else sums.transpose(order)
+        return moved.reshape(1, prod(ranks), prod(ranks))
+
     def as_rows(self, index, array):
         return array if index else array.reshape(*array.shape[: array.ndim - self.ndims[0]], 1, -1)
 
     def from_rows(self, index, rows):
         return rows if index else rows.reshape(*rows.shape[:-2], *self.rank)
+
+
+@covers("P73", "P74", "O14")
+class Tucker(Multilinear, TuckerImage, Gauged):
+    """``W = C x_1 U_1 x_2 U_2 ... x_d U_d``, the form of Tucker.
+
+    Parameters
+    ----------
+    core : array (..., r_1, ..., r_d)
+        C.
+    *factors : arrays (..., n_k, r_k)
+        U_k, one per mode that has a factor; as fields ``factor0``, ``factor1``, ...
+
+    Notes
+    -----
+    ``Tucker.of(order, modes)`` is the form with factors in some modes only: the identity stands in the others
+    (Tucker-2 of layers x m x n is ``Tucker.of(3, (1, 2))``). A size is one number for all modes, cut to what
+    each mode can hold, or one per mode. ``whiten`` is ScaledGD for this form: the Gram matrices of the factors
+    seen through the core, and for the core those of the factors themselves. The gauge group is GL(r_k) in every
+    mode; ``gauge`` acts on the first factor.
+    Source: :cite:`tucker1966`; scaled steps :cite:`tong2022tensor`; equations (9) and (10) of
+    :cite:`survey2026sp`, the second with the identity of the layers' size.
+
+    Examples
+    --------
+    >>> Tucker(np.ones((1, 1, 1)), np.ones((2, 1)), np.ones((3, 1)), np.array([[1.0], [2.0]])).dense()[0].tolist()
+    [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
+    """
+
+    def embedded(self, factors):
+        core, *given = self.arrays()
+        for k in range(self.ndims[0]):
+            if k not in self._modes():
+                core = mode_product(core, factors[k], k, self.ndims[0])
+        return type(self)(core, *[factors[k] @ u for k, u in zip(self._modes(), given, strict=True)])
+
+    def balanced(self):
+        """Orthonormal factors, the core takes their triangular parts."""
+        core, *given = self.arrays()
+        out = []
+        for k, u in zip(self._modes(), given, strict=True):
+            q, r = xp.namespace(u).linalg.qr(u)
+            core = mode_product(core, r, k, self.ndims[0])
+            out.append(q)
+        return type(self)(core, *out)
 
     def contract(self, index, g):
         mode, d = self.mode_of(index), self.ndims[0]

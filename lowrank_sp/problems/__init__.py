@@ -3,6 +3,7 @@
 from . import synthetic
 from .base import LeastSquares
 from .completion import MatrixCompletion
+from .distances import DistanceEnsemble
 from .ensembles import DenseEnsemble, Ensemble, QuadraticEnsemble, RankOneEnsemble, SubsampledOrthogonal
 from .factorization import MatrixFactorization
 from .hankel import HankelCompletion
@@ -16,6 +17,7 @@ from .tomography import PauliEnsemble
 
 __all__ = [
     "DenseEnsemble",
+    "DistanceEnsemble",
     "Ensemble",
     "HankelCompletion",
     "LeastSquares",

@@ -28,7 +28,7 @@ class LeastSquares(ABC):
     ----------
     shape : (m, n)
         Shape of W; one number per mode where W is a tensor.
-    data : array (..., *measurement axes)
+    data : array (..., measurement axes)
         y; leading axes are batch.
     truth : Factors, array or None
         The matrix behind synthetic data, for error curves.

@@ -41,15 +41,18 @@ class LinearMap(Protocol):
 
 
 def as_data(value: Any, name: str, ndim: int | None = None) -> Array:
-    """``value`` as a floating (or complex) array of its own library, finite, of ``ndim`` axes.
+    """``value`` as a floating (or complex) array of its own library, finite, of at least ``ndim`` axes.
 
-    Tensors are detached: no graph of gradients is built through a solve.
+    Tensors are detached: no graph of gradients is built through a solve. Half precision becomes single, because
+    neither library decomposes matrices in it.
     """
     if not xp.is_torch(value):
         value = _as_numpy(value, name)
     else:
         value = value.detach()
         value = value if value.is_floating_point() or value.is_complex() else value.double()
+        single = value.cfloat if value.is_complex() else value.float
+        value = single() if value.dtype.itemsize < (8 if value.is_complex() else 4) else value
     if ndim is not None and value.ndim < ndim:
         raise ValueError(f"{name} must have at least {ndim} axes, got shape {tuple(value.shape)}")
     if 0 in tuple(value.shape):
@@ -72,6 +75,8 @@ def _as_numpy(value: Any, name: str) -> np.ndarray:
         raise TypeError(f"{name} must be a numeric array, got {type(value).__name__}") from error
     if value.dtype.kind not in "biufc":
         raise TypeError(f"{name} must be numeric, got dtype {value.dtype}")
+    if value.dtype == np.float16:
+        return value.astype(np.float32)
     return value.astype(float) if value.dtype.kind in "biu" else value
 
 

@@ -53,13 +53,18 @@ class MatrixCompletion(LeastSquares):
         For empty, duplicate or out-of-range positions, lengths that differ, NaN, infinite or non-numeric
         values, weights that are not positive, or mixed libraries. A row or column without any observation is a
         warning.
+
+    >>> problem = MatrixCompletion([0, 0, 1], [0, 1, 0], [1.0, 2.0, 3.0], shape=(2, 2))
+    >>> point = BurerMonteiro(np.array([[1.0], [3.0]]), np.array([[1.0], [2.0]]))
+    >>> problem.residual(point).tolist(), float(point.dense()[1, 1])
+    ([0.0, 0.0, 0.0], 6.0)
     """
 
     data_ndim = 1
 
     def __init__(self, rows: Any, cols: Any, values: Any, shape: Any, truth: Any = None, weights: Any = None):
         self.shape = check_shape(shape)
-        values = _at_least_single(as_data(values, "values", 1))
+        values = as_data(values, "values", 1)
         rows, cols = as_indices(rows, "rows", self.shape[0]), as_indices(cols, "cols", self.shape[1])
         xp.namespace(rows, cols, values)
         if not rows.shape[0] == cols.shape[0] == values.shape[-1]:
@@ -196,8 +201,9 @@ class MatrixCompletion(LeastSquares):
     def _by_column(self) -> Any:
         """``indptr, rows, data, roots`` in column order, made once."""
         if self._columns is None:
-            indptr, rows, order = self.pattern.flipped()
-            self._columns = indptr, rows, self.data[order], None if self.roots is None else self.roots[order]
+            flipped = self.pattern.csr(self.data).tocsc()
+            roots = None if self.roots is None else self.pattern.csr(self.roots).tocsc().data
+            self._columns = flipped.indptr, flipped.indices, flipped.data, roots
         return self._columns
 
     def _solve_rows(self, point: BurerMonteiro, gradient: Array, index: int, ridge: float) -> Array:
@@ -247,13 +253,6 @@ def _unpack(packed: Array, first: Array, second: Array, r: int) -> Array:
     grams[:, first, second] = packed.conj()
     grams[:, second, first] = packed
     return grams
-
-
-def _at_least_single(values: Array) -> Array:
-    """Half precision raised to single, for which there are sparse products."""
-    if values.dtype.itemsize >= 4:
-        return values
-    return values.float() if xp.is_torch(values) else values.astype(np.float32)
 
 
 def _roots(weights: Any, values: Array) -> Array:

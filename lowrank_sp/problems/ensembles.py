@@ -55,8 +55,11 @@ class Ensemble(ABC):
         """A first guess of W from ``y = A(W)``, in direction if not in size: ``A^* y``."""
         return self.adjoint(y)
 
-    def traced(self, sums: list[list[MatrixFactors]]) -> list[tuple[Array, Array]] | None:
-        """A of the sum of every group and ``A^*`` of that, where both together are cheaper; None elsewhere."""
+    def traced(self, sums: list[list[MatrixFactors]], mask: Array | None = None) -> list[tuple[Array, Array]] | None:
+        """A of the sum of every group and ``A^*`` of that, where both together are cheaper; None elsewhere.
+
+        With a mask (N,), of the measurements under it.
+        """
         return None
 
     def as_linear_operator(self) -> Any:
@@ -132,7 +135,7 @@ class DenseEnsemble(Ensemble):
     def adjoint(self, y):
         return (y @ self.rows).reshape(*y.shape[:-1], *self.shape)
 
-    def traced(self, sums):
+    def traced(self, sums, mask=None):
         """Of two real matrices in one pass over stored ones that the cache does not hold."""
         size = self.count * self.shape[0] * self.shape[1]
         if len(sums) != 2 or size < LARGE or not kernels.available(size, 1, self.rows):
@@ -140,7 +143,7 @@ class DenseEnsemble(Ensemble):
         vectors = [sum_dense(points).reshape(-1) for points in sums]
         if not kernels.available(size, 1, self.rows, *vectors) or vectors[0].size * self.count != size:
             return None
-        images, backs = kernels.back_and_forth(self.rows, *vectors)
+        images, backs = kernels.back_and_forth(self.rows, *vectors, None if mask is None else np.flatnonzero(mask))
         return list(zip(images, backs.reshape(-1, *self.shape), strict=True))
 
     def like(self):
@@ -203,6 +206,9 @@ class MaskedEnsemble(Ensemble):
 
     def surrogate(self, y):
         return self.operator.surrogate(self.mask * y)
+
+    def traced(self, sums, mask=None):
+        return self.operator.traced(sums, self.mask if mask is None else self.mask & mask)
 
     def like(self):
         return self.operator.like()

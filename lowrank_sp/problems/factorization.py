@@ -43,6 +43,12 @@ class MatrixFactorization(LeastSquares):
     Notes
     -----
     Source: equation (12) of :cite:`survey2026sp`.
+
+    >>> import lowrank_sp as lr
+    >>> problem = MatrixFactorization(np.outer([1.0, 2.0], [3.0, 4.0]))
+    >>> point = lr.BurerMonteiro(np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]]))
+    >>> float(problem.loss(problem.residual(point))), problem.gradient(point).left.tolist()
+    (0.0, [[0.0], [0.0]])
     """
 
     def __init__(self, target: Any, truth: Any = None, square: float | None = None, noiseless: bool = False):

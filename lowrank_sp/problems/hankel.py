@@ -209,6 +209,13 @@ class HankelCompletion(LeastSquares):
     -----
     Source: :cite:`cai2018hankel`; by ScaledGD :cite:`tong2021scaledgd`. The recorded loss drops a
     non-Hankel part below 1e-15 of ``||W||_F^2``, where it is rounding.
+
+    >>> import lowrank_sp as lr
+    >>> tone = np.exp(0.5j * np.pi * np.arange(15))
+    >>> problem = HankelCompletion([0, 1, 3, 4, 6, 9, 11, 14], tone[[0, 1, 3, 4, 6, 9, 11, 14]], length=15)
+    >>> result = lr.solve(problem, lr.inits.spectral(problem, lr.BurerMonteiro, rank=1), lr.ScaledCG())
+    >>> bool(np.allclose(problem.signal(result.point), tone)), problem.frequencies(result.point).round(6).tolist()
+    (True, [0.25])
     """
 
     data_ndim = 1

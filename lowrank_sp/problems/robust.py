@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .base import LeastSquares, relative_error
 from .checks import as_data, check_shape, warn_unobserved
 from .completion import MatrixCompletion
 from .ensembles import as_ensemble
+from .sensing import check_types
 from .trimmed import Trimmed, order_statistic
 
 __all__ = ["RobustPCA", "RobustSensing", "keep_largest"]
@@ -29,15 +31,31 @@ def keep_largest(array: Array, share: float, counts: tuple[int, int] | None = No
     """The entries (..., m, n) among the ``share n`` largest magnitudes of their row and the ``share m`` of their
     column; zero elsewhere. ``counts`` replaces ``(n, m)`` where fewer entries are known.
 
-    By partition, not by sorting. Ties are all kept. Source: the operator T of :cite:`yi2016rpca`.
+    By partition, not by sorting. Of equal ones the first are taken, as in the published code of
+    :cite:`tong2021scaledgd`: low-rank matrices with equal rows or columns have many. Source: the operator T of
+    :cite:`yi2016rpca`.
     """
     m, n = array.shape[-2:]
     rows, cols = (round(share * k) for k in counts or (n, m))
     if not (rows and cols):
         return 0 * array
     size = abs(array)
-    keep = (size >= order_statistic(size, n - rows)) & (size >= order_statistic(size.mT, m - cols).mT)
-    return array * keep
+    return array * (_first_largest(size, rows) & _first_largest(size.mT, cols).mT)
+
+
+def _first_largest(size: Array, count: int) -> Array:
+    """Which of the sizes (..., m, n) are the ``count`` largest of their row, the first where some are equal.
+
+    Zeros are as they come.
+    """
+    least = order_statistic(size, size.shape[-1] - count)
+    keep = size >= least
+    if int(xp.namespace(keep).count_nonzero(keep)) > count * prod(size.shape[:-1]):
+        crowded = (keep.sum(-1) > count) & (least[..., 0] > 0)
+        some, level = size[crowded], least[crowded]
+        equal, room = some == level, count - (some > level).sum(-1)[..., None]
+        keep[crowded] = (some > level) | (equal & (equal.cumsum(-1) <= room))
+    return keep
 
 
 @covers("S05")
@@ -85,6 +103,14 @@ class RobustPCA(Trimmed):
     Because T is not a projection, the trimmed loss may rise where that of the model falls.
     Source: :cite:`tong2021scaledgd`, section 4; :cite:`yi2016rpca`. With unknown entries W and A are zero there; the
     surrogate is then divided by the share known.
+
+    >>> import lowrank_sp as lr
+    >>> matrix = np.outer(np.arange(1.0, 21.0), np.ones(16))
+    >>> matrix[3, 5] += 100.0
+    >>> problem = RobustPCA(matrix, outliers=0.1)
+    >>> result = lr.solve(problem, lr.inits.spectral(problem, lr.BurerMonteiro, rank=1), lr.AltScaledGD())
+    >>> float(result.point.dense()[3, 5].round(6))
+    4.0
     """
 
     data_ndim = 2
@@ -223,7 +249,7 @@ class RobustSensing(LeastSquares):
             )
         if not 0 <= outliers < 0.5:
             raise ValueError(f"outliers must lie in [0, 0.5), got {outliers}")
-        xp.namespace(self.data.real, self.operator.like().real)
+        check_types(self.operator, self.data)
         self.outliers, self.truth = float(outliers), truth
         size = abs(self.data)
         last = int(np.ceil((1 - self.outliers) * self.operator.count)) - 1

@@ -10,9 +10,9 @@ from .. import xp
 from ..coverage import covers
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import as_data, check_shape
-from .ensembles import as_ensemble
+from .ensembles import DenseEnsemble, Ensemble, as_ensemble
 
-__all__ = ["MatrixSensing"]
+__all__ = ["MatrixSensing", "check_types"]
 
 
 class Traced:
@@ -46,6 +46,28 @@ class Traced:
         return self + -1.0 * other
 
 
+def check_types(operator: Ensemble, measurements: Any) -> None:
+    """Refuse measurements of another library than the map has, and for torch of another type, which NumPy raises.
+
+    Raises
+    ------
+    TypeError
+        When they differ.
+    """
+    like = operator.like()
+    xp.namespace(measurements, like)
+    if not xp.is_torch(like):
+        return
+    apart = (
+        measurements.dtype != like.dtype if isinstance(operator, DenseEnsemble) else xp.eps(measurements) < xp.eps(like)
+    )
+    if apart:
+        raise TypeError(
+            f"measurements are {measurements.dtype} and the operator is {like.dtype}, which torch does not multiply; "
+            "convert one of them with .to(dtype)"
+        )
+
+
 @covers("S01")
 class MatrixSensing(LeastSquares):
     """``1/2 || A(W) - y ||^2`` for N linear measurements ``y_i = <M_i, W>``.
@@ -70,6 +92,13 @@ class MatrixSensing(LeastSquares):
     -----
     Fine-tuning a linear layer ``W_pre + W`` is this problem with ``y - A(W_pre)``.
     Source: equations (3)-(5) of :cite:`survey2026sp`.
+
+    >>> import lowrank_sp as lr
+    >>> operator = np.eye(4).reshape(4, 2, 2)  # measures the entries
+    >>> problem = MatrixSensing(operator, [3.0, 4.0, 6.0, 8.0], (2, 2))
+    >>> point = lr.BurerMonteiro(np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]]))
+    >>> problem.residual(point).tolist()
+    [0.0, 0.0, 0.0, 0.0]
     """
 
     data_ndim = 1
@@ -82,7 +111,7 @@ class MatrixSensing(LeastSquares):
             raise ValueError(
                 f"measurements has {self.data.shape[-1]} values, but the operator makes {self.operator.count}"
             )
-        xp.namespace(self.data, self.operator.like())
+        check_types(self.operator, self.data)
         self.scale = float(xp.to_numpy(self.inner(self.data, self.data)).max())
         self.truth = truth
         self._last: tuple[Any, Any, Any] = (None, None, None)  # measurements, a copy of them, and A^* of them

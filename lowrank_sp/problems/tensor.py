@@ -12,6 +12,7 @@ from ..coverage import covers
 from ..factors import sum_dense
 from ..operators import is_sparse, unmasked
 from ..parameterizations.tensor import TensorFactors
+from ..parameterizations.tensor_fibers import Heads, sampled_sum
 from ..tensors import SampledTensor, TensorPattern
 from .base import LeastSquares, block_cgls, relative_error
 from .checks import LinearMap, as_data, as_indices, check_tensor_order, check_tensor_shape, warn_unobserved
@@ -182,6 +183,13 @@ class TensorCompletion(LeastSquares):
     ValueError, TypeError
         For empty, duplicate or out-of-range positions, lengths that differ, NaN, infinite or non-numeric
         values, or mixed libraries. A place of a mode without any observation is a warning.
+
+    >>> import lowrank_sp as lr
+    >>> indices = np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([0, 1, 1])
+    >>> problem = TensorCompletion(indices, [1.0, 1.0, 1.0], (2, 2, 2))
+    >>> ones = lr.CP.for_shape((2, 2, 2))(*[np.ones((2, 1))] * 3)
+    >>> problem.residual(ones).tolist()
+    [0.0, 0.0, 0.0]
     """
 
     data_ndim: int = 1
@@ -238,13 +246,8 @@ class TensorCompletion(LeastSquares):
         return self.data.shape[-1] / prod(self.shape)
 
     def measure(self, *sums):
-        out = []
-        for points in sums:
-            total = points[0].entries(*self.pattern.indices)
-            for point in points[1:]:
-                total = total + point.entries(*self.pattern.indices)
-            out.append(total)
-        return out
+        known: Heads = {}
+        return [sampled_sum(points, self.pattern, known) for points in sums]
 
     def backproject(self, residual):
         return SampledTensor(self.pattern, residual)
@@ -267,7 +270,7 @@ class TensorCompletion(LeastSquares):
 
     def _solve_rows(self, point: TensorFactors, gradient: Array, index: int, ridge: float) -> Array:
         """Each row of the block by its own normal equations."""
-        grams = self.pattern.grams(point.mode_of(index), lambda indices: point.design(index, indices))
+        grams = point.grams(index, self.pattern)
         ridge = ridge * float(xp.to_numpy(grams.diagonal(0, -2, -1).real.mean()))
         g = point.as_rows(index, gradient) + ridge * point.as_rows(index, point.arrays()[index])
         return point.from_rows(index, -xp.solve_psd(grams, g[..., None], ridge)[..., 0])

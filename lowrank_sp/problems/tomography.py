@@ -53,8 +53,9 @@ class PauliEnsemble(Ensemble):
 
     Raises
     ------
-    ValueError
-        For no strings, strings of unequal length or with other letters, or weights that are not positive.
+    ValueError, TypeError
+        For one string instead of a sequence, no strings, strings of unequal length or with other letters, or weights
+        that are not positive.
 
     Notes
     -----
@@ -65,6 +66,8 @@ class PauliEnsemble(Ensemble):
     isotropic = True
 
     def __init__(self, strings: Any, weights: Any = None, like: Any = None):
+        if isinstance(strings, str):
+            raise TypeError(f"strings must be a sequence of words such as ['XIZ', 'ZZI'], got {strings!r}")
         self.strings = [str(s) for s in strings]
         if not self.strings:
             raise ValueError("strings is empty: give Pauli strings such as 'XIZ'")

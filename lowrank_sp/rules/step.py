@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .. import xp
 from ..coverage import covers
 from .geometry import translate
-from .polynomial import loss_polynomial, minimize_polynomial
+from .line import Move, Place, evaluate, line_minimum, line_step, sized
+from .polynomial import minimize_polynomial
 
 __all__ = [
     "Auto",
@@ -27,30 +28,6 @@ __all__ = [
     "minimize_polynomial",
     "parse_step",
 ]
-
-
-class Place(NamedTuple):
-    """A point together with its residual and its loss."""
-
-    point: Any
-    residual: Any
-    loss: Any
-
-
-class Move(NamedTuple):
-    """A proposed move: gradient and direction at a place, how to move, and which arrays."""
-
-    problem: Any
-    gradient: Any
-    direction: Any
-    mover: Any
-    wrt: tuple[int, ...]
-
-    def to(self, place: Place, step: Any) -> Place:
-        """The place after the step, with a freshly computed residual."""
-        point = self.mover(place.point, self.direction, step, self.wrt)
-        residual = self.problem.residual(point)
-        return Place(point, residual, self.problem.loss(residual))
 
 
 class Search(ABC):
@@ -164,52 +141,6 @@ class Geometric(Search):
         return move.to(place, state / (slope + (slope <= 0)) ** 0.5 * (slope > 0)), state * self.decay
 
 
-def _path(place: Place, move: Move) -> list[Any]:
-    """Residual coefficients ``c_k`` along ``x - t d``, moving in a straight line in the factors."""
-    images = move.problem.measure(*place.point.expansion(move.direction, move.wrt))
-    return [place.residual, *[-image if k % 2 == 0 else image for k, image in enumerate(images)]]
-
-
-def _line_minimum(place: Place, move: Move, weight: float = 0.0) -> tuple[Any, list[Any]]:
-    """The exact minimiser along the line, as a number or one per batch element, and the path."""
-    if not move.problem.smooth:
-        raise TypeError(
-            f"a line search needs a sum of squares, not {type(move.problem).__name__}; "
-            'use step_size="auto", lr.Polyak(...) or lr.Geometric(...)'
-        )
-    path = _path(place, move)
-    inner = move.problem.inner
-    products = [[inner(a, b) for b in path[: i + 1]] for i, a in enumerate(path)]
-    coefficients = loss_polynomial(products)
-    if weight:
-        coefficients = _add(coefficients, weight * _orthogonality_polynomial(place.point, move))
-    step = minimize_polynomial(coefficients)
-    return (float(step) if step.ndim == 0 else xp.asarray_like(step, place.loss)), path
-
-
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    size = max(a.shape[-1], b.shape[-1])
-    pad = [np.pad(c, [(0, 0)] * (c.ndim - 1) + [(0, size - c.shape[-1])]) for c in (a, b)]
-    return pad[0] + pad[1]
-
-
-def _orthogonality_polynomial(point: Any, move: Move) -> np.ndarray:
-    """``1/2 sum ||X(t)^H X(t) - I||^2`` along the line, over the orthonormal factors that move."""
-    total: Any = np.zeros(5)
-    for i in move.wrt:
-        if not point.spaces[i].linear:
-            x, d = point.arrays()[i], move.direction.arrays()[i]
-            cross = xp.adjoint(x) @ d
-            p = xp.gram(x)
-            terms = [
-                p - xp.eye_like(p),
-                -(cross + xp.adjoint(cross)),
-                xp.gram(d),
-            ]
-            total = total + loss_polynomial([[xp.inner(a, b) for b in terms[: k + 1]] for k, a in enumerate(terms)])
-    return total
-
-
 @dataclass(frozen=True)
 class ExactLineSearch(Search):
     """The global minimiser of the loss along the line in the factors.
@@ -237,27 +168,19 @@ class ExactLineSearch(Search):
     def advance(self, place, move, state):
         age, reference = state
         weight = self.constraint_weight * move.problem.scale if self.constraint_weight else 0.0
-        step, path = _line_minimum(place, move, weight)
+        move, _ = sized(place, move)
+        step, path = line_minimum(place, move, weight)
         if self._stale(move.problem, age, place.loss, reference):
             new = move.to(place, step)
             return new, (1, new.loss)
         point = move.mover(place.point, move.direction, step, move.wrt)
-        residual = _evaluate(path, step, move.problem.data_ndim)
+        residual = evaluate(path, step, move.problem.data_ndim)
         return Place(point, residual, move.problem.loss(residual)), (age + 1, reference)
 
     def _stale(self, problem: Any, age: int, loss: Any, reference: Any) -> bool:
         if reference is None or age >= min(self.refresh, problem.refresh):
             return True
         return bool((loss < 1e-8 * reference).any())
-
-
-def _evaluate(path: list[Any], step: Any, ndim: int) -> Any:
-    """``sum_k step^k path[k]``."""
-    t = xp.expand(step, ndim)
-    total = path[0] + t * path[1]
-    for k, image in enumerate(path[2:], start=2):
-        total += t**k * image
-    return total
 
 
 @dataclass(frozen=True)
@@ -283,7 +206,7 @@ class Backtracking(Search):
     def advance(self, place, move, state):
         for direction in (move.direction, move.gradient):
             trial = move._replace(direction=direction)
-            step, _ = _line_minimum(place, trial)
+            step = line_step(place, trial)
             slope = move.gradient.inner(direction)
             if not bool((slope > 0).all()):
                 continue
@@ -355,7 +278,7 @@ class Secant(Search):
         slope = move.gradient.inner(move.direction)
         steps = [_secant_step(move, *last)] if last is not None else []
         for step in (*steps, None):
-            step = _line_minimum(place, move)[0] if step is None else step
+            step = line_step(place, move) if step is None else step
             new = move.to(place, step)
             if bool((new.loss <= _largest(losses)).all()):
                 return new, ((move.direction, step, slope), losses)

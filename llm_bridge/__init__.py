@@ -1,5 +1,9 @@
 """llm_bridge: fine-tune transformers with the parameterizations and update rules of lowrank_sp."""
 
+from lowrank_sp.extras import require as _require
+
+_require("llm_bridge", "llm", "torch", "transformers", "safetensors")
+
 from . import recipes as _registered  # noqa: F401
 from . import starts
 from .adapter import Adapted, Adapter
@@ -11,20 +15,42 @@ from .combines import (
     Cheaper,
     Combine,
     Composed,
+    Directed,
+    Entrywise,
     Formed,
     MagnitudeDirection,
     OneSided,
     Placed,
+    Splined,
     TimesBase,
     Waves,
 )
-from .experts import balancing
+from .composition import (
+    layer_similarity,
+    layerwise_choice,
+    linear_cka,
+    output_matching,
+    safe_projection,
+    search_weights,
+    weight_similarity,
+)
+from .experts import (
+    balanced_loss,
+    balancing,
+    consistency,
+    experts_by_depth,
+    fuse,
+    gated_fusion,
+    labelled,
+    mole,
+)
 from .export import export_lora
 from .finetune import FinetuneResult, finetune
 from .inject import adapt, adapted, drop, setups, unload
 from .interchange import load_peft, save_peft
 from .life import MergeReport, activate, disable, merge, route, unmerge
 from .loftq import LoftQReport, loftq
+from .merging import dare, dare_ties, magnitude_prune, ties
 from .multimodal import CrossModal, Modal, modalities
 from .noise import InputDropout, ModuleDropout, Noise, RankDropout
 from .optimizer import LowRankOptimizer, optimizer
@@ -93,6 +119,7 @@ from .summary import SiteSummary, Summary, summary
 from .trainer import optimizer_factory, without_gradient
 from .training.options import FinetuneOptions
 from .truncation import TruncationReport
+from .uncertainty import laplace
 from .unkept import unkept
 
 # After everything else: the function has the name of the module with the ways of combining.
@@ -108,12 +135,14 @@ __all__ = [
     "Cheaper",
     "ColumnScaling",
     "Combine",
-    "Composed",
     "Companion",
+    "Composed",
     "CompressedAdamW",
     "CrossModal",
     "Default",
     "DeltaLoRA",
+    "Directed",
+    "Entrywise",
     "FinetuneOptions",
     "FinetuneResult",
     "FixedRankSteps",
@@ -152,6 +181,7 @@ __all__ = [
     "SharpnessAware",
     "Site",
     "SiteSummary",
+    "Splined",
     "Start",
     "StartSite",
     "Summary",
@@ -166,6 +196,7 @@ __all__ = [
     "adalora",
     "adapt",
     "adapted",
+    "balanced_loss",
     "balancing",
     "by_block",
     "by_shape",
@@ -174,27 +205,41 @@ __all__ = [
     "close_paths",
     "collect",
     "combine",
+    "consistency",
+    "dare",
+    "dare_ties",
     "describe",
     "disable",
     "drop",
     "dynamic_components",
     "everywhere",
+    "experts_by_depth",
     "export_lora",
     "find_sites",
     "finetune",
     "forget",
+    "fuse",
     "galore",
+    "gated_fusion",
     "importance",
     "jagged",
+    "labelled",
+    "laplace",
+    "layer_similarity",
+    "layerwise_choice",
+    "linear_cka",
     "load",
     "load_peft",
     "loftq",
+    "magnitude_prune",
     "merge",
     "modalities",
+    "mole",
     "most_important",
     "open_paths",
     "optimizer",
     "optimizer_factory",
+    "output_matching",
     "over_rank",
     "over_root_rank",
     "per_head",
@@ -210,15 +255,19 @@ __all__ = [
     "register",
     "relora",
     "route",
+    "safe_projection",
     "save",
     "save_peft",
+    "search_weights",
     "setups",
     "starts",
     "summary",
+    "ties",
     "unkept",
     "unload",
     "unmerge",
     "unscaled",
+    "weight_similarity",
     "with_leading_ranks",
     "without_gradient",
     "xgblora",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -151,8 +151,8 @@ class Adapter(nn.Module):
             return (weight.float() + self.update()).norm(dim=1)
         left, right = self.product()
         cross = (right.to(weight.dtype).mT @ weight.mT).mT.to(left.dtype)
-        quadratic = left @ (right.mT @ right)
-        change = (left * (2 * self.scale * cross + self.scale**2 * quadratic)).sum(1)
+        both = torch.addmm(cross, left, right.mT @ right, beta=2 * self.scale, alpha=self.scale**2)
+        change = (left * both).sum(1)
         return (self._squares(weight, parameter) + change).clamp_min(0).sqrt()
 
     def _squares(self, weight: Tensor, parameter: Tensor) -> Tensor:
@@ -184,6 +184,10 @@ class Adapted(nn.Module):
     merged : tuple of str
         Names of the adapters that the weight of ``base`` holds already.
     """
+
+    # Read by ``save_pretrained`` of transformers, also inside of a Trainer, which refuses to write weights that two
+    # modules share unless they are known as such: where the base is tied to another layer, that one's key is enough.
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"base.weight": "weight", "original": "weight"}
 
     def __init__(self, base: nn.Module, kind: LayerType):
         super().__init__()
@@ -253,7 +257,7 @@ class Adapted(nn.Module):
         if x.shape[0] != total:
             raise ValueError(
                 f"the batch of this layer has {x.shape[0]} samples, but {total} adapters were named: a mixed batch "
-                "needs layers whose first axis is the batch"
+                "needs layers whose first axis is the batch, and beams a name each"
             )
         parts = [
             self._with(x[index], [self.adapter(name)]) if name in self.names() else self.base(x[index])

@@ -120,14 +120,14 @@ class Bucket:
     def look(self, columns: list[list[Tensor]]) -> tuple[Any, Any]:
         """Point and gradient of all adapters; the gradient is zero for arrays whose turn it is not."""
         wrt = self.groups[self.turn]
-        point = self._point(columns)
+        stacks = [_stack_with_grad(column) if i in wrt else (_stack(column), None) for i, column in enumerate(columns)]
+        point = self.form(*[whole for whole, _ in stacks])
         state = self.states[self.turn]
         if state is None:
             self.states[self.turn] = self.rule.init(point)
         elif self._late(state):
             self.states[self.turn] = self.rule.carry(state, point, point)
-        grad = [_stack_grad(columns[i]) if i in wrt else 0 * a for i, a in enumerate(point.arrays())]
-        return point, self.form(*grad)
+        return point, self.form(*[0 * whole if grad is None else grad for whole, grad in stacks])
 
     def step(self, lr: Any, decay: float, loss: Any = None) -> None:
         """One step of the group of arrays whose turn it is."""
@@ -178,16 +178,20 @@ class Bucket:
         count, first, second = state[fused.position] if isinstance(self.rule, Chain) else state
         count = count + 1
         first, second = (part.map(Tensor.contiguous) for part in (first, second))  # rows of it are written to
+        landed, passes = [], {}
         for i in self._moved(columns):
             grads = [_own_grad(t) for t in columns[i]] if direction is None else _rows(direction.arrays()[i])
             own = _own(columns[i])
             targets = columns[i] if own else point.arrays()[i].clone(memory_format=torch.contiguous_format)
             moments = [part.arrays()[i].unbind(0) for part in (first, second)]
-            lists = [columns[i] if own else _rows(targets), grads, *moments]
-            rate, shrinks = fused.rates[i], self.form.spaces[i].linear
+            lists = passes.setdefault((fused.rates[i], self.form.spaces[i].linear, targets[0].dtype), [[], [], [], []])
+            for whole, part in zip(lists, (columns[i] if own else _rows(targets), grads, *moments), strict=True):
+                whole += part
+            landed += [] if own else [(i, targets)]
+        for (rate, shrinks, _), lists in passes.items():
             descend_(fused.adam, count, lists, lr * rate, decay / rate if shrinks else 0.0)
-            if not own:
-                scatter_(columns[i], targets)
+        for i, targets in landed:
+            scatter_(columns[i], targets)
         mine = (count, first, second)
         state = (*before, mine, *state[fused.position + 1 :]) if isinstance(self.rule, Chain) else mine
         if (fused.curved or any(True for _ in leaves(before))) and not self._late(state):
@@ -380,5 +384,10 @@ def _own_grad(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous()
 
 
-def _stack_grad(column: list[Tensor]) -> Tensor:
-    return _stack([torch.zeros_like(t) if t.grad is None else t.grad for t in column])
+def _stack_with_grad(column: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tensors and their gradients, zero where there is none: by one operation where they are of one type."""
+    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in column]
+    if placements(column[0]) is not None or any(g.dtype != column[0].dtype for g in grads):
+        return _stack(column), _stack(grads)
+    both = _stack([*column, *grads])
+    return both[: len(column)], both[len(column) :]

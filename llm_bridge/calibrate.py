@@ -282,6 +282,15 @@ def _rows(site: Site, x: Tensor, mask: Any) -> Tensor:
 # running ------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def run(model: nn.Module, data: Any) -> None:
+    """Run the model as it is over batches, or call the function that does, without gradients."""
+    if callable(data):
+        data()
+    else:
+        _run(model, data, False, {}, False)
+
+
 def _run(model: nn.Module, calibration: Any, backward: bool, batch: dict[str, Any], progress: bool) -> None:
     """Run the model over all data; ``batch`` holds what hooks want to know of the current one."""
     if callable(calibration):

@@ -52,6 +52,13 @@ def save(model: nn.Module, path: str | Path, name: str = "default", metadata: Ma
     ------
     ValueError
         If there is no such adapter, adapters are merged, the path is a file, or the metadata are no JSON.
+
+    >>> import copy, tempfile, llm_bridge as lb
+    >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+    >>> folder = tempfile.mkdtemp()
+    >>> lb.save(lb.adapt(copy.deepcopy(base), "polar", rank=2), folder)
+    >>> lb.describe(folder)["recipe"]["name"], list(lb.adapted(lb.load(base, folder)))
+    ('polar', ['0'])
     """
     setup = known(model, name)
     require_unmerged(model)

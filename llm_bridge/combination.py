@@ -1,9 +1,10 @@
-"""New adapters as weighted sums of others."""
+"""New adapters made of others: weighted sums, or what another merging makes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,35 +13,46 @@ from lowrank_sp.coverage import covers
 
 from .inject import Setup, adapted, base_parameters, check_name, known, setups
 from .life import require_size, require_unmerged
+from .merging import Merging, Summed
 from .recipe import RECIPES
 from .restore import put, restored, sites_at
-from .truncation import Thin, TruncationReport, additive_change, check_rank, nearest
+from .truncation import Thin, TruncationReport, check_rank, nearest
 
-__all__ = ["combine"]
+__all__ = ["check_names", "combine"]
+
+SUM = Summed()
 
 
 @torch.no_grad()
-@covers("A13")
+@covers("A13", "A18")
 def combine(
-    model: nn.Module, names: Sequence[str], weights: Sequence[float], name: str = "mix", rank: int | None = None
+    model: nn.Module,
+    names: Sequence[str],
+    weights: Sequence[float] | Mapping[str, Sequence[float]],
+    name: str = "mix",
+    rank: int | None = None,
+    how: Merging = SUM,
 ) -> TruncationReport:
     """Add a weighted sum of adapters to a model as a new adapter, a plain LoRA, which becomes the only active one.
 
-    The sum is that of the updates, not of the factors. With thin factors it costs one QR factorization of them side
-    by side and the SVD of a small matrix; no matrix of the size of a layer is formed. Parameters that were trained in
-    full move by the weighted sum of their changes.
+    The sum is that of the updates, not of the factors: task arithmetic. With thin factors it costs one QR factorization
+    of them side by side and the SVD of a small matrix; no matrix of the size of a layer is formed. Parameters that were
+    trained in full move by the weighted sum of their changes.
 
     Parameters
     ----------
     model : Module
     names : sequence of str
         The adapters; they need not have the same layers.
-    weights : sequence of float
-        One for each.
+    weights : sequence of float, or mapping of str to such
+        One for each, in all layers or by the path of the layer: those of `output_matching` or `layerwise_choice`.
     name : str
         Of the new adapter.
     rank : int, optional
         At most this in every layer: the best approximation. By default the sum of the ranks, which is exact.
+    how : Merging
+        What takes the place of the sum, such as ``ties()`` or ``dare()``. These form the updates of a layer as
+        matrices, and what they make of them has full rank: give a rank.
 
     Returns
     -------
@@ -51,21 +63,24 @@ def combine(
     ------
     ValueError
         If an adapter does not exist or is not additive, the number of weights is another one or one is not finite,
-        the name is taken, the rank is below 1, or adapters are merged. The model is then as it was.
+        weights by layer lack one, or are given for adapters that train parameters in full, the name is taken, the rank
+        is below 1, or adapters are merged. The model is then as it was.
     """
     check_rank(rank)
     check_name(model, name)
     require_unmerged(model)
-    _check(model, names, weights)
-    share = dict(zip(names, map(float, weights), strict=True))
-    layers = {p: [n for n in layer.names() if n in share] for p, layer in adapted(model).items()}
-    sites = sites_at(model, [p for p, own in layers.items() if own], "the model")
+    check_names(model, names)
+    layers = {p: [n for n in names if n in layer.names()] for p, layer in adapted(model).items()}
+    paths = [path for path, own in layers.items() if own]
+    shares = _shares(model, names, weights, paths)
+    sites = sites_at(model, paths, "the model")
     parts = {}
     for site in sites:
         own = layers[site.name]
         adapters = [adapted(model)[site.name].adapter(n) for n in own]
-        parts[site.name] = nearest(additive_change(adapters, [share[n] for n in own]), rank, site.name)
-    tuned = _moved(model, share)
+        change = how(adapters, [shares[site.name][n] for n in own], site.name)
+        parts[site.name] = nearest(change, rank, site.name)
+    tuned = {} if isinstance(weights, Mapping) else _moved(model, dict(zip(names, map(float, weights), strict=True)))
     setup = _setup(parts, tuple(tuned))
     new = {s.name: restored(s, setup, {"left": parts[s.name].left, "right": parts[s.name].right}) for s in sites}
     put(model, name, setup, sites, new, tuned)
@@ -92,11 +107,29 @@ def _moved(model: nn.Module, share: Mapping[str, float]) -> dict[str, Tensor]:
     return moved
 
 
-def _check(model: nn.Module, names: Sequence[str], weights: Sequence[float]) -> None:
-    if isinstance(names, str) or not names or len(set(names)) != len(names):
-        raise ValueError(f"names must be a list of different adapters, got {names!r}")
+def _shares(model: nn.Module, names: Sequence[str], weights: Any, paths: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The weights by path and name."""
+    if not isinstance(weights, Mapping):
+        return dict.fromkeys(paths, _named(names, weights))
+    lacking = [path for path in paths if path not in weights]
+    if lacking:
+        raise ValueError(f"weights by layer must have all layers of the adapters; {lacking[0]} is missing")
+    full = [name for name in names if known(model, name).also_train]
+    if full:
+        raise ValueError(f"adapter {full[0]!r} also trains parameters of the model, for which no layer has a weight")
+    return {path: _named(names, weights[path]) for path in paths}
+
+
+def _named(names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
     if len(weights) != len(names) or not all(isfinite(w) for w in weights):
         raise ValueError(f"weights must be {len(names)} finite numbers, one for each adapter, got {weights!r}")
+    return dict(zip(names, map(float, weights), strict=True))
+
+
+def check_names(model: nn.Module, names: Sequence[str]) -> None:
+    """Raise unless these are different adapters of the model that add to the weights."""
+    if isinstance(names, str) or not names or len(set(names)) != len(names):
+        raise ValueError(f"names must be a list of different adapters, got {names!r}")
     for name in names:
         made = known(model, name).recipe
         if not made.combine.additive:

@@ -23,8 +23,9 @@ from .inject import adapt
 from .optimizer import LowRankOptimizer, optimizer
 from .policies import Budget, adalora
 from .recipe import recipe
-from .training.models import load_model, load_tokenizer, new_parameters
-from .training.options import FinetuneOptions
+from .recipes.nonlinear import LOR2C
+from .training.models import load_model, load_tokenizer, new_parameters, open_blocks
+from .training.options import FinetuneOptions, balance_weight
 from .training.report import SiteRanks, draw_curves, draw_ranks, stable_ranks, write_ranks
 
 if TYPE_CHECKING:
@@ -69,6 +70,15 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     ``adapter/`` (for ``lb.load``), ``run.json`` (options, versions, results), ``metrics.jsonl``, ``tensorboard/``
     (where tensorboard is installed), ``loss.png``, ``stable_rank.csv`` and ``.png``, ``checkpoints/``. An
     interrupted run continues with ``resume``, to the bit on the same machine.
+
+    Parameters
+    ----------
+    options : FinetuneOptions
+
+    Returns
+    -------
+    FinetuneResult
+        The trained model, the folder of the adapter, and the metrics.
 
     Raises
     ------
@@ -158,7 +168,7 @@ def _adapted_model(options: FinetuneOptions, classes: list[str] | None, pad: int
         options.recipe,
         rank=options.rank,
         alpha=2.0 * options.rank if options.alpha is None else options.alpha,
-        targets=options.targets,
+        targets=open_blocks(model, options.targets) if recipe(options.recipe) == LOR2C else options.targets,
         also_train=extra,
         dropout=options.dropout,
         calibration=_calibration(options, data) if recipe(options.recipe).init.needs else None,
@@ -202,6 +212,7 @@ def _trainer(options: FinetuneOptions, model: Any, data: Tokens, held_out: Token
         callbacks=[Watch(), Finished(), Log(out / "metrics.jsonl")],
     )
     trainer.rise = rise(options, phases(options, _total_steps(options, len(data))))
+    trainer.balance = balance_weight(options)
     if classify:  # heads return the mean over a batch, whatever arguments their forward takes
         trainer.model_accepts_loss_kwargs = False
     board = _board(out) if trainer.is_world_process_zero() else None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lowrank_sp.coverage import covers
 from lowrank_sp.factors import factorization
 
+from .functions import narrowed, outer, own_types
 from .nonlinear import Bent
 
 __all__ = ["HypLoRA"]
@@ -60,20 +61,20 @@ class HypLoRA(Bent):
         return (shape[0], rank), (shape[1], rank), (1,), (1,)
 
     def apply(self, x):
-        # Stretched coordinates overflow in half precision, so that autocast has no say here either.
+        # Both maps are factors of whole rows, and the length of an output follows from the Gram matrix of B: nothing
+        # but r channels is worked on. They overflow in half precision, so that autocast has no say here either.
         precise = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with own_types(x):
             left, right, curvature, spread = (a.to(precise) for a in self.arrays())
-            radius = F.softplus(curvature).sqrt()
-            s = x.to(precise) / (spread * x.shape[-1] ** 0.5)
-            s = s * _stretch(_squares(s, radius).clamp_max(FARTHEST**2))
-            s = (s @ right) @ left.mT
-            return (s * _shrink(_squares(s, radius))).to(x.dtype)
-
-
-def _squares(x: Array, radius: Array) -> Array:
-    """``|x|^2 / K`` of every row, (..., 1)."""
-    return (x / radius).square().sum(-1, keepdim=True)
+            radius, unit = F.softplus(curvature).sqrt(), 1 / (spread * x.shape[-1] ** 0.5)
+            rows = x.reshape(-1, x.shape[-1])
+            lengths = (
+                torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=precise).square() * (unit / radius) ** 2
+            )
+            z = narrowed(rows, right.to(x.dtype)).to(precise) * (unit * _stretch(lengths.clamp_max(FARTHEST**2)))
+            lengths = torch.linalg.vecdot(z @ (left.mT @ left), z)[..., None] / radius.square()
+            out = outer(z * _shrink(lengths.clamp_min(0.0)), left).to(x.dtype)
+        return out.view(*x.shape[:-1], len(self.left))
 
 
 def _stretch(squares: Array) -> Array:

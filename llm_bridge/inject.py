@@ -16,6 +16,7 @@ from lowrank_sp.coverage import covers
 
 from .adapter import Adapted, Adapter, key_of
 from .layers import EMBEDDING
+from .offload import require_bare, require_present
 from .parts import AdaptedPart, Part, close_host, is_host, open_host
 from .precision import precise
 from .recipe import Recipe, recipe
@@ -152,6 +153,10 @@ def adapt(
     ------
     ValueError, TypeError
         For a recipe, targets, ranks or names that do not fit. The model is then as it was.
+
+    >>> model = adapt(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)), "dora", rank=2, targets=["0"])
+    >>> list(adapted(model)), sum(p.numel() for p in model.parameters() if p.requires_grad)
+    (['0'], 24)
     """
     from .life import disable
 
@@ -159,6 +164,7 @@ def adapt(
     check_name(model, name)
     _check_start(seed, dtype)
     sites = find_sites(model, targets, exclude, layers)
+    require_present(sites)
     warn_tied(model, sites)
     ranks = _by_pattern(sites, rank, rank_pattern, "rank_pattern")
     for site in sites:
@@ -317,6 +323,7 @@ def check_name(model: nn.Module, name: str) -> None:
         raise ValueError(f"name must be 1 to 64 letters, digits, '-' or '_', the first no sign, got {name!r}")
     if name in setups(model):
         raise ValueError(f"the model has an adapter {name!r} already; choose another name, or drop(model, {name!r})")
+    require_bare(model)
 
 
 def _check_start(seed: Any, dtype: Any) -> None:

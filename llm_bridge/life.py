@@ -31,7 +31,16 @@ __all__ = [
 def activate(model: nn.Module, *names: str) -> None:
     """Let these adapters act and train, and no others. Several at once only if all of them are additive.
 
-    Without names the model is the pretrained one, frozen.
+    Parameters
+    ----------
+    model : Module
+    *names : str
+        Without any the model is the pretrained one, frozen.
+
+    Raises
+    ------
+    ValueError
+        For a name that does not exist, several adapters one of which is not additive, or merged ones.
     """
     require_unmerged(model)
     for name in names:
@@ -80,7 +89,16 @@ def active(model: nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def disable(model: nn.Module) -> Iterator[nn.Module]:
-    """The pretrained model, for as long as the context lasts."""
+    """The pretrained model, for as long as the context lasts.
+
+    >>> import llm_bridge as lb
+    >>> base, x = nn.Linear(6, 4), torch.ones(1, 6)
+    >>> before = base(x)
+    >>> model = lb.adapt(nn.Sequential(base), "lora", rank=2)
+    >>> with lb.disable(model):
+    ...     torch.equal(model(x), before)
+    True
+    """
     require_unmerged(model)
     names, flags = active(model), [p.requires_grad for p in model.parameters()]
     activate(model)
@@ -99,6 +117,23 @@ def route(model: nn.Module, names: Sequence[str | None]) -> Iterator[nn.Module]:
 
     Right for every form and every way of combining: samples of one adapter go through it together. Layers whose
     input does not have the batch as its first axis refuse.
+
+    Parameters
+    ----------
+    model : Module
+    names : sequence of str or None
+        One for every sample.
+
+    Raises
+    ------
+    ValueError
+        For a name that does not exist, an adapter that also trains parameters in full, or merged adapters.
+
+    >>> import llm_bridge as lb
+    >>> model = lb.adapt(nn.Sequential(nn.Linear(6, 4)), "lora", rank=2, name="french")
+    >>> with lb.route(model, ["french", None]):
+    ...     tuple(model(torch.ones(2, 6)).shape)
+    (2, 4)
     """
     require_unmerged(model)
     for name in set(names) - {None}:
@@ -175,6 +210,7 @@ def merge(model: nn.Module, safe: bool = True) -> MergeReport:
 
     Parameters
     ----------
+    model : Module
     safe : bool
         Refuse, before anything changes, if a merged weight would not be finite.
 
@@ -187,6 +223,13 @@ def merge(model: nn.Module, safe: bool = True) -> MergeReport:
     ------
     ValueError
         If a merged weight is not finite, no adapter is active, or adapters are merged already.
+
+    >>> import llm_bridge as lb
+    >>> model, x = lb.adapt(nn.Sequential(nn.Linear(6, 4)), "pissa", rank=2), torch.ones(3, 6)
+    >>> before = model(x)
+    >>> report = lb.merge(model)
+    >>> torch.allclose(model(x), before), max(report.errors.values()) < 1e-5
+    (True, True)
     """
     require_unmerged(model)
     layers = {path: layer for path, layer in adapted(model).items() if layer.active}
@@ -229,7 +272,13 @@ def combined(layer: Adapted, weight: torch.Tensor) -> torch.Tensor:
 
 
 def unmerge(model: nn.Module) -> None:
-    """Bring back exactly the weights from before `merge`."""
+    """Bring back exactly the weights from before `merge`.
+
+    Raises
+    ------
+    ValueError
+        If no adapter is merged.
+    """
     layers = [layer for layer in adapted(model).values() if layer.merged]
     if not layers:
         raise ValueError("no adapter is merged into the weights")

@@ -11,7 +11,7 @@ from torch import Tensor
 from lowrank_sp.coverage import covers
 
 from .combines import Combine
-from .functions import compute_dtype, turned_linear
+from .functions import compute_dtype, own_types, turned_linear
 from .layers import CONV1D, LINEAR, hooked
 from .precision import precise
 from .starts import Start
@@ -29,7 +29,8 @@ def one(alpha: float, rank: int) -> float:
 class Multiplied(Combine):
     """``W P`` with a square P (in, in), which acts on the activations before the layer.
 
-    P is never formed in training. Only for layers that multiply rows of activations by a matrix.
+    P is never formed in training; where it is the identity and a few columns, ``W P`` is W and a thin update that W has
+    a part in. Only for layers that multiply rows of activations by a matrix.
     Source: section IV-D of :cite:`survey2026sp`.
     """
 
@@ -55,6 +56,8 @@ class Multiplied(Combine):
         if _direct(layer) and point.blocky(len(rows)):
             rows = rows.to(compute_dtype(rows))
             return turned_linear(rows, lambda: kind.weight(layer), layer.bias, adapter.form, point.arrays())
+        if point.near_identity:
+            return kind.add(layer, rows, kind.fresh(layer, rows), _thin(kind.weight(layer), rows, point), 1.0)
         turned = kind.apply(layer, precise(rows), point).to(rows.dtype)
         return kind.fresh(layer, turned)
 
@@ -75,6 +78,13 @@ class MultipliedScaled(Multiplied):
 
     def meet(self, weight, update, extras):
         return extras["outputs"].to(weight.dtype)[:, None] * super().meet(weight, update, extras)
+
+
+def _thin(weight: Tensor, rows: Tensor, point: Any) -> tuple[Tensor, Tensor]:
+    """``W A`` and B, of the type of W and in at least single precision."""
+    with own_types(rows):
+        a, b = point.map(precise).change()
+        return (a.to(weight.dtype).mT @ weight.mT).mT, b
 
 
 def _direct(layer: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -11,12 +12,13 @@ from lowrank_sp.coverage import covers
 from lowrank_sp.factors import ByFactor, MatrixFactors, factorization
 from lowrank_sp.parameterizations.outer import Outer
 
-__all__ = ["Aurora", "Bent", "Differentiated", "LoDA", "LoDAPlus"]
+from .functions import GRID, ORDER, spline_basis
+
+__all__ = ["Aurora", "Bent", "BentByLayer", "Differentiated", "LoDA", "LoDAPlus"]
 
 Array = Any
 
 SLOPE = 0.8  # of the leaky rectifiers, as in the code of the unified study
-GRID, ORDER = 5, 3  # of the splines
 
 
 class Differentiated(ByFactor, MatrixFactors):
@@ -69,6 +71,14 @@ class Bent(Differentiated, Outer):
 
     def product(self):
         raise self._refuse("product")
+
+
+class BentByLayer(ABC):
+    """What chooses such a form for every layer; recipes take it in place of a form."""
+
+    @abstractmethod
+    def __call__(self, shape: tuple[int, int], rank: int) -> type[Bent]:
+        """The form for a layer (out, in)."""
 
 
 @covers("P100")
@@ -169,15 +179,3 @@ class Aurora(Bent):
 
 def _leaky(x: Array) -> Array:
     return F.leaky_relu(x, SLOPE)
-
-
-def spline_basis(h: Array) -> Array:
-    """Cubic B-splines on five equal intervals of [-1, 1] at every entry of ``h`` (...): an array (..., 8).
-
-    At the distance v from its centre, in intervals, each is ``((2 - v)_+^3 - 4 (1 - v)_+^3) / 6``, the closed form for
-    equal intervals of the recursion of Cox and de Boor; zero outside of the extended grid.
-    """
-    step = 2 / GRID
-    centers = torch.arange(GRID + ORDER, dtype=h.dtype, device=h.device) - (ORDER - 1) / 2
-    distance = ((h[..., None] + 1) / step - centers).abs()
-    return ((2 - distance).clamp_min(0) ** 3 - 4 * (1 - distance).clamp_min(0) ** 3) / 6

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank_sp.coverage import covers
-from lowrank_sp.rules import Adam, Rule, check_needs, retract
+from lowrank_sp.rules import Adam, Chain, Landing, Rule, check_needs, retract, translate
 
 from .adapter import Adapter
 from .bucket import Bucket, Job, blocks, counters, step_together
 from .distributed import placements, unwrapped
 from .fused import kernel_takes
 from .inject import setups
-from .life import trained_adapters
+from .life import require_unmerged, trained_adapters
 
 __all__ = ["LowRankOptimizer", "optimizer"]
 
@@ -43,25 +46,38 @@ def optimizer(
     weight_decay : float
         Decoupled; for flat factors and for weights of the model with two or more axes.
     rule, move : optional
-        In place of those of the recipe, for all adapters.
+        In place of those of the recipe, for all adapters. Where the recipe moves orthonormal factors along straight
+        lines and the rule has no `Landing` that leads back, they are retracted instead.
     other_lr : float, optional
         Of the parameters that are no factors; by default ``lr``.
     betas, eps
         Of AdamW, wherever that is used.
 
+    Returns
+    -------
+    LowRankOptimizer
+        A ``torch.optim.Optimizer``; schedulers, gradient clipping and ``state_dict`` work as ever.
+
     Raises
     ------
     ValueError
-        If nothing trains, or a number is out of range.
+        If nothing trains, the adapters are merged into the weights, or a number is out of range.
     TypeError
         If the rule cannot act on a form, naming what it needs.
+
+    >>> import llm_bridge as lb
+    >>> model = lb.adapt(nn.Sequential(nn.Linear(6, 4)), "reflora", rank=2)
+    >>> steps = lb.optimizer(model, lr=1e-2)
+    >>> model(torch.ones(3, 6)).square().mean().backward()
+    >>> steps.step()
     """
     model = unwrapped(model)
+    require_unmerged(model)
     found = [entry for entry in trained_adapters(model) if any(True for _ in entry[2].parameters())]
     buckets, plain = {}, []
     for _, name, adapter in found:
         made = setups(model)[name].recipe
-        how = (rule or made.rule, move or made.move, None if rule else made.blocks)
+        how = (rule or made.rule, move or _way(rule, made.move), None if rule else made.blocks)
         if how[0] == Adam() and how[2] is None and how[1] is retract and _all_flat(adapter):
             plain += [p for p in adapter.parameters() if p.requires_grad]
         else:
@@ -86,7 +102,37 @@ def optimizer(
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("nothing in the model trains; adapt(model, ...) first, or activate an adapter")
-    return LowRankOptimizer(groups, made_buckets)
+    if not setups(model):
+        warnings.warn(
+            "the model has no adapters, so that what trains does so in full; call lb.adapt(model, ...) first",
+            stacklevel=2,
+        )
+    return LowRankOptimizer(groups, made_buckets, model)
+
+
+def _expect_all(moved: set[int], model: nn.Module) -> None:
+    """Raise if adapters came after the optimizer, which would leave them where they are."""
+    late = [
+        path
+        for path, _, adapter in trained_adapters(model)
+        if any(p.requires_grad and id(p) not in moved for p in adapter.parameters())
+    ]
+    if late:
+        raise ValueError(
+            f"the optimizer does not move the adapters of {_few(late)}, which came, or became active, after it; "
+            "call lb.optimizer(model) after lb.adapt"
+        )
+
+
+def _way(rule: Rule | None, move: Callable[..., Any]) -> Callable[..., Any]:
+    """How to move by another rule than that of the recipe, whose straight lines count on its landing field."""
+    parts = rule.rules if isinstance(rule, Chain) else (rule,)
+    lands = rule is None or any(isinstance(part, Landing) for part in parts)
+    return retract if move is translate and not lands else move
+
+
+def _few(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def _other_groups(parameters: list[Tensor], adamw: dict[str, Any], decay: float) -> Iterable[dict[str, Any]]:
@@ -127,19 +173,36 @@ class LowRankOptimizer(torch.optim.Optimizer):
     group, and without a closure move one group a step.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], buckets: list[Bucket]):
+    def __init__(self, groups: list[dict[str, Any]], buckets: list[Bucket], model: nn.Module):
         for group in groups:
             if not group["lr"] > 0:
                 raise ValueError(f"lr must be positive, got {group['lr']}")
             if group["weight_decay"] < 0:
                 raise ValueError(f"weight_decay must not be negative, got {group['weight_decay']}")
         self.buckets = buckets
-        super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0})
-        self._adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)
+        self._unseen: Any = weakref.ref(model)  # until the first step
+        super().__init__(groups, {"lr": groups[0]["lr"], "weight_decay": 0.0})
+        self._adamw = _fused_adamw()
         defaults = self._adamw.defaults
         for group in self._plain_groups():
             for key, value in defaults.items():
                 group.setdefault(key, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, alone or together with the model, in one ``deepcopy`` or file."""
+        from .steps.companion import refuse_companions
+
+        refuse_companions(self)
+        return {**super().__getstate__(), "buckets": self.buckets}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_unseen": None, "_adamw": _fused_adamw()})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Further parameters, which get AdamW, as those that are no factors do."""
+        settings = self._adamw.defaults if "_adamw" in self.__dict__ else {}
+        rates = {key: self.defaults[key] for key in ("lr", "weight_decay")}
+        super().add_param_group({"role": "others", **settings, **rates, **param_group})
 
     def _plain_groups(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["role"] != "bucket"]
@@ -148,7 +211,16 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return [group for group in self.param_groups if group["role"] == "bucket"]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of everything; returns the loss of the first evaluation of ``closure``."""
+        """One step of everything; returns the loss of the first evaluation of ``closure``.
+
+        Raises
+        ------
+        ValueError
+            If a gradient is not finite where a rule needs its singular vectors (on a GPU nothing looks), or none of its
+            parameters trains now, as when another adapter is active; at the first step also if the
+            model has adapters that train and came after the optimizer.
+        """
+        self._expect_training()
         loss = None if closure is None else _evaluate(closure)
         first = loss
         self.buckets = [part for bucket in self.buckets for part in bucket.split_idle()]
@@ -159,11 +231,23 @@ class LowRankOptimizer(torch.optim.Optimizer):
             groups = self._bucket_groups()
             moving = [b for b in self.buckets if turn < len(b.groups) and not b.idle]
             jobs = [Job(b, groups[b.group]["lr"], groups[b.group]["weight_decay"]) for b in moving]
-            with torch.autocast(self.param_groups[0]["params"][0].device.type, enabled=False):
+            with _without_autocast(self.param_groups[0]["params"][0].device.type), _finite(moving):
                 step_together(jobs, None if loss is None else loss.detach())
             if turn == 0:
                 self._step_plain()
         return first
+
+    def _expect_training(self) -> None:
+        """Raise where a step would move nothing, or at the first one leave adapters out."""
+        mine = [p for group in self.param_groups for p in group["params"]]
+        model, self._unseen = self._unseen and self._unseen(), None
+        if model is not None:
+            _expect_all({id(p) for p in mine}, model)
+        if not any(p.requires_grad for p in mine):
+            raise ValueError(
+                "nothing that this optimizer moves trains now; activate(model, ...) the adapters that it was made for, "
+                "or make another one"
+            )
 
     def _step_plain(self) -> None:
         """AdamW of torch on the groups that are no buckets, with the state kept here."""
@@ -220,6 +304,28 @@ class LowRankOptimizer(torch.optim.Optimizer):
             fresh += _with_state(bucket, parts)
         self.buckets = fresh
         self._leave_states_in_buckets()
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+@contextmanager
+def _finite(moving: list[Bucket]) -> Iterator[None]:
+    """Say what is wrong where eigenvectors or singular vectors were not found because of what came in."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        arrays = [p for bucket in moving for i in range(len(bucket.adapters)) for p in bucket.parameters(i)]
+        tensors = [*arrays, *(p.grad for p in arrays if p.grad is not None)]
+        if all(bool(torch.isfinite(t).all()) for t in tensors):
+            raise
+        raise ValueError("a gradient or a factor is not finite; a smaller learning rate may help") from error
+
+
+def _fused_adamw() -> torch.optim.AdamW:
+    """Without parameters of its own: it is lent those of the groups that are no buckets."""
+    return torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)
 
 
 def _order(parameter: Tensor) -> None:

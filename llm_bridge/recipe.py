@@ -13,7 +13,7 @@ from lowrank_sp.rules import Adam, Rule, retract
 
 from .combines import Additive, Combine
 from .noise import InputDropout, Noise
-from .nonlinear import Bent
+from .nonlinear import Bent, BentByLayer
 from .sites import Site
 from .starts import Default, Start
 
@@ -137,7 +137,7 @@ class Recipe:
     @property
     def mergeable(self) -> bool:
         """Whether the adapted layer has a matrix: not where the form bends activations."""
-        return not (isinstance(self.form, type) and issubclass(self.form, Bent))
+        return not (issubclass(self.form, Bent) if isinstance(self.form, type) else isinstance(self.form, BentByLayer))
 
     def form_for(self, shape: tuple[int, int], rank: int) -> type[MatrixFactors]:
         """The form of a layer (out, in)."""

@@ -12,6 +12,8 @@ from lowrank_sp.factors import Factors
 
 from .adapter import Adapter
 from .inject import Setup, base_parameters, install
+from .offload import require_present
+from .paths import NAME as PATH_NAME
 from .sites import Site, find_sites
 
 __all__ = ["check_finite", "expected_shapes", "form_at", "put", "restored", "sites_at"]
@@ -30,7 +32,7 @@ def sites_at(model: nn.Module, paths: Iterable[str], source: str) -> list[Site]:
     Raises
     ------
     ValueError
-        If a path leads to no layer of the model.
+        If a path leads to no layer of the model, or to one whose weights are offloaded.
     TypeError
         If a layer is of a type that no adapter can meet.
     """
@@ -38,11 +40,15 @@ def sites_at(model: nn.Module, paths: Iterable[str], source: str) -> list[Site]:
     missing = sorted(wanted - {name for name, _ in model.named_modules()})
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        hint = "it belongs to another model, or to the same one with or without a head"
+        if all(path.endswith(f".{PATH_NAME}") for path in missing):
+            hint = "open_paths(model, blocks) makes them, as before the adapter was trained"
         raise ValueError(
-            f"{source} has adapters for {', '.join(missing[:3])}{more}, which the model does not have; "
-            "it belongs to another model, or to the same one with or without a head"
+            f"{source} has adapters for {', '.join(missing[:3])}{more}, which the model does not have; {hint}"
         )
-    return find_sites(model, lambda name, module: name in wanted)
+    sites = find_sites(model, lambda name, module: name in wanted)
+    require_present(sites)
+    return sites
 
 
 def form_at(site: Site, setup: Setup) -> type[Factors]:

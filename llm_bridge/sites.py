@@ -85,6 +85,11 @@ def find_sites(
     layers
         Only blocks with these positions in the outermost ``ModuleList``.
 
+    Returns
+    -------
+    list of Site
+        With ``name`` (the path), ``layer`` and ``shape`` (out, in).
+
     Raises
     ------
     ValueError

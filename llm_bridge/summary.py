@@ -72,7 +72,13 @@ class Summary:
 
 @torch.no_grad()
 def summary(model: nn.Module) -> Summary:
-    """Trainable and total parameters, and for every active adapter its size, norm and stable rank."""
+    """Trainable and total parameters, and for every active adapter its size, norm and stable rank.
+
+    >>> import llm_bridge as lb
+    >>> found = lb.summary(lb.adapt(torch.nn.Sequential(torch.nn.Linear(6, 4)), "lora", rank=2))
+    >>> found.trainable, found.total, found.sites[0].path
+    (20, 48, '0')
+    """
     sites, layers = [], adapted(model)
     for path, name, adapter in trained_adapters(model):
         setup, layer = setups(model)[name], layers[path]

@@ -12,14 +12,24 @@ from torch import Tensor
 
 from lowrank_sp.coverage import covers
 
-from ..functions import beside, outer
+from ..functions import add_times, beside, outer
+from ..layers import CONV1D, LINEAR, QUANTIZED
 from ..precision import precise
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
     from ..layers import LayerType
 
-__all__ = ["Additive", "Combine", "Formed", "MagnitudeDirection", "TimesBase"]
+__all__ = [
+    "Additive",
+    "Combine",
+    "Formed",
+    "MagnitudeDirection",
+    "TimesBase",
+    "accumulate",
+    "dropping",
+    "frozen_product",
+]
 
 
 class Combine(ABC):
@@ -102,15 +112,20 @@ class Formed(Combine):
 class TimesBase(Combine):
     """``W + W o (s F)`` with the entrywise product: HiRA, of rank up to rank(W) r.
 
-    One product with the formed weight, which is formed again in backward and never kept.
-    Source: :cite:`huang2025hira`; equation (8) of :cite:`survey2026sp`.
+    One product with the formed weight, which is formed again in backward and never kept; with dropout on the input,
+    one more for the change alone. Source: :cite:`huang2025hira`; equation (8) of :cite:`survey2026sp`.
     """
 
     def forward(self, kind, layer, x, adapter):
-        if not adapter.thin or adapter.shifted or _dropping(adapter, x):
+        drops = dropping(adapter, x)
+        if not adapter.thin or adapter.shifted or (drops and not frozen_product(kind, layer)):
             return _formed(self, kind, layer, x, adapter)
-        rows, factors, scale = _thin(kind, layer, x, kind.rows(layer, x), adapter)
-        return kind.restore(layer, x, kind.times(layer, rows, factors, scale))
+        rows = kind.rows(layer, x)
+        seen, factors, scale = _thin(kind, layer, x, rows, adapter)
+        if not drops:
+            return kind.restore(layer, x, kind.times(layer, seen, factors, scale))
+        out = add_times(kind.fresh(layer, rows), seen, lambda: kind.weight(layer), factors, scale)
+        return kind.restore(layer, x, out)
 
     def meet(self, weight, update, extras):
         return torch.addcmul(weight, weight, update)
@@ -212,7 +227,12 @@ def _thin(kind: LayerType, layer: Any, x: Any, rows: Any, adapter: Adapter) -> t
     return rows if seen is x else kind.rows(layer, seen), factors, scale
 
 
-def _dropping(adapter: Adapter, x: Any) -> bool:
+def frozen_product(kind: LayerType, layer: Any) -> bool:
+    """Whether the layer multiplies rows of activations with a weight that does not train, outside of a compiler."""
+    return kind in (LINEAR, CONV1D, QUANTIZED) and not layer.weight.requires_grad and not torch.compiler.is_compiling()
+
+
+def dropping(adapter: Adapter, x: Any) -> bool:
     """Whether the update would see other activations than the layer."""
     return adapter.training and adapter.noise.on_input and adapter.noise.rate > 0 and x.is_floating_point()
 
@@ -221,7 +241,7 @@ def _formed(combine: Combine, kind: LayerType, layer: Any, x: Any, adapter: Adap
     """One product with the matrix that ``combine`` makes; with dropout, one for the base and one for the change."""
     build, arrays = _builder(combine, adapter)
     rows = kind.rows(layer, x)
-    if not _dropping(adapter, x):
+    if not dropping(adapter, x):
         return kind.restore(layer, x, kind.rebuilt(layer, rows, build, arrays))
     seen = kind.rows(layer, adapter.noise.input(x, True))
     change = kind.rebuilt(layer, seen, lambda weight, *a: build(weight, *a) - weight, arrays, whole=False)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["add_applied", "applied", "gradients_again"]
+from .thin import own_types
+
+__all__ = ["add_applied", "applied", "gradients_again", "laid_out", "pulled_back"]
 
 
 def applied(form: Any, x: Tensor, *tensors: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ class _AddApplied(Function):
         ctx.form, ctx.scale = form, scale
         ctx.mark_dirty(out)
         ctx.save_for_backward(x, *tensors)
-        with torch.autocast(out.device.type, enabled=False):
+        with own_types(out):
             return out.add_(applied(form, x.to(out.dtype), *tensors), alpha=scale)
 
     @staticmethod
@@ -61,13 +63,28 @@ def gradients_again(
 
     Where a second derivative is wanted, what was saved stays in its graph.
     """
+    found = pulled_back(lambda x, *tensors: applied(form, x.to(grad.dtype), *tensors), grad, saved, needs)
+    return found if scale == 1 else [None if f is None else f * scale for f in found]
+
+
+def laid_out(rows: Tensor, like: Tensor) -> Tensor:
+    """The transpose of a gradient (r, m) in the type and layout of its factor, so that nobody copies it again."""
+    return rows.mT.to(like.dtype, memory_format=torch.contiguous_format)
+
+
+def pulled_back(
+    function: Callable[..., Tensor], grad: Tensor, saved: Sequence[Tensor], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of ``<grad, function(*saved)>`` in what was saved, where needed, by automatic differentiation.
+
+    Where a second derivative is wanted, that is, where gradients are enabled, what was saved stays in its graph.
+    """
     again = torch.is_grad_enabled()
     inputs = saved if again else [t.detach().requires_grad_(need) for t, need in zip(saved, needs, strict=True)]
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
     if not wanted:
         return [None] * len(needs)
-    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-        update = applied(form, inputs[0].to(grad.dtype), *inputs[1:])
-    found = torch.autograd.grad(update, wanted, grad, create_graph=again, materialize_grads=True)
-    scaled = iter(found if scale == 1 else [f * scale for f in found])
-    return [next(scaled) if need else None for need in needs]
+    with torch.enable_grad(), own_types(grad):
+        output = function(*inputs)
+    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=again, materialize_grads=True))
+    return [next(found) if need else None for need in needs]

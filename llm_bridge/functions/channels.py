@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .applied import add_applied, applied, gradients_again
+from .thin import own_types
 
 __all__ = ["add_channels"]
 
@@ -44,7 +45,7 @@ def add_channels(out: Tensor, x: Tensor, form: Any, tensors: tuple[Tensor, ...],
 class _AddChannels(Function):
     @staticmethod
     def forward(ctx, out, x, form, scale, *tensors):
-        with torch.autocast(out.device.type, enabled=False):
+        with own_types(out):
             point = form(*[t.to(out.dtype) for t in tensors])
             narrow, widen = point.narrow(), point.widen()
             thin = narrow @ _blocks(x.to(out.dtype), narrow.shape).mT
@@ -62,7 +63,7 @@ class _AddChannels(Function):
         if torch.is_grad_enabled():
             found = gradients_again(ctx.form, grad, saved, needs, ctx.scale)
         else:
-            with torch.autocast(grad.device.type, enabled=False):
+            with own_types(grad):
                 found = _gradients(ctx.form, grad, kept, saved, needs, ctx.scale)
         return grad, found[0], None, None, *found[1:]
 

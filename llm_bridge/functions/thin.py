@@ -6,6 +6,8 @@ Under ``torch.compile`` callers use plain operations instead: the compiler makes
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +15,29 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["add_thin", "beside", "compute_dtype", "outer", "rebuilt_linear", "rescale", "rescaled_linear"]
+__all__ = [
+    "add_thin",
+    "beside",
+    "compute_dtype",
+    "narrowed",
+    "outer",
+    "own_types",
+    "rebuilt_linear",
+    "rescale",
+    "rescaled_linear",
+]
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Type in which a linear layer multiplies ``x``: that of autocast where it is on, else that of ``x``."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def own_types(x: Tensor) -> AbstractContextManager[Any]:
+    """Where products have the type of what they multiply, whatever autocast says; costs nothing where that is off."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 # rescaling of outputs -----------------------------------------------------------------------------------------
@@ -66,7 +84,7 @@ class _Rescale(Function):
             product = (grad * result).sum_to_size(vector.shape)
             if bias is not None:
                 product = product - bias * total
-            of_vector = torch.where(vector == 0, 0.0, product / torch.where(vector == 0, 1.0, vector))
+            of_vector = product / vector.masked_fill(vector == 0, torch.inf)
         of_bias = total * (1 - vector) if needs_bias and total is not None else None
         return grad * vector if needs_out else None, of_vector, of_bias
 
@@ -181,8 +199,31 @@ class _Outer(Function):
     def backward(ctx, grad):
         left, right = ctx.saved_tensors
         needs_left, needs_right = ctx.needs_input_grad
-        of_left = (right.mT @ grad.mT).mT if needs_left else None
-        return of_left, (left.mT @ grad).mT if needs_right else None
+        # autocast may have cast the factors for the product, whose type the gradient has
+        of_left = (right.mT.to(grad.dtype) @ grad.mT).mT.to(left.dtype) if needs_left else None
+        return of_left, (left.mT.to(grad.dtype) @ grad).mT.to(right.dtype) if needs_right else None
+
+
+def narrowed(x: Tensor, right: Tensor) -> Tensor:
+    """``x R`` (k, r) of activations (k, n) and a thin factor (n, r)."""
+    return x @ right if torch.compiler.is_compiling() else _Narrowed.apply(x, right)
+
+
+class _Narrowed(Function):
+    @staticmethod
+    def forward(x, right):
+        return (right.mT @ x.mT).mT
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, right = ctx.saved_tensors
+        needs_x, needs_right = ctx.needs_input_grad
+        of_x = grad @ right.mT if needs_x else None
+        return of_x, (grad.mT @ x).mT if needs_right else None
 
 
 # a low-rank update with rescaled outputs, computed again in backward ----------------------------------------------

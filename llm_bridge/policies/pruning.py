@@ -87,7 +87,33 @@ class Pruning(RankPolicy):
 
 @covers("P20", "R10")
 def adalora(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, name: str = "default") -> Pruning:
-    """AdaLoRA's schedule of ranks: `Pruning` by `Sensitivity`. See there; :cite:`zhang2023adalora`."""
+    """AdaLoRA's schedule of ranks: `Pruning` by `Sensitivity`.
+
+    Parameters
+    ----------
+    model : Module
+        With an adapter whose components have gates, such as the recipe ``"adalora"``.
+    optimizer : Optimizer
+        Its steps count; the policy is saved and resumed with it.
+    budget : Budget
+        How many components are left, and when.
+    name : str
+        Of the adapter.
+
+    Notes
+    -----
+    Source: :cite:`zhang2023adalora`.
+
+    >>> import llm_bridge as lb
+    >>> model = lb.adapt(torch.nn.Sequential(torch.nn.Linear(6, 4)), "adalora", rank=3)
+    >>> optimizer = lb.optimizer(model, lr=1e-2)
+    >>> policy = lb.adalora(model, optimizer, lb.Budget(target=1, steps=4, last=1))
+    >>> for _ in range(4):
+    ...     model(torch.ones(3, 6)).square().mean().backward()
+    ...     optimizer.step()
+    >>> policy.ranks()
+    {'0': 1}
+    """
     return Pruning(model, optimizer, budget, Sensitivity(), name)
 
 
@@ -95,5 +121,10 @@ def adalora(model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, 
 def dynamic_components(
     model: nn.Module, optimizer: torch.optim.Optimizer, budget: Budget, name: str = "default"
 ) -> Pruning:
-    """DoRA of Mao et al., with dynamic ranks: `Pruning` by `NormShare`. See there; :cite:`mao2024dora`."""
+    """DoRA of Mao et al., with dynamic ranks: `Pruning` by `NormShare`. Parameters as for `adalora`.
+
+    Notes
+    -----
+    Source: :cite:`mao2024dora`.
+    """
     return Pruning(model, optimizer, budget, NormShare(), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..combines import Splined
 from ..hyperbolic import HypLoRA
 from ..nonlinear import Aurora, LoDA, LoDAPlus
 from ..recipe import register
@@ -26,6 +27,7 @@ AURORA = register(
         cite="dong2025aurora",
         covers=("P102",),
         form=Aurora,
+        combine=Splined(),
         note="With the matrix between the two tanh that the survey's formula leaves out; five intervals, order three.",
     )
 )

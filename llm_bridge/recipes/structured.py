@@ -31,7 +31,7 @@ from lowrank_sp.parameterizations import (
 )
 from lowrank_sp.rules import Shrinkage
 
-from ..combines import Cheaper, Formed, Placed, Waves
+from ..combines import Cheaper, Directed, Entrywise, Formed, OneSided, Placed, Waves
 from ..miss import Shards
 from ..recipe import register
 from ..sizes import Fitting, Times, half, shorter_side, single, square, values_of_lora
@@ -107,6 +107,7 @@ SVFT = register(
     SVFIT.but(
         "svft",
         cite="lingam2024svft",
+        combine=OneSided(),
         size=shorter_side,
         note="All singular values, whatever the rank; bands beside the diagonal are not built. Keeps both singular "
         "bases, which together are larger than the layer.",
@@ -354,6 +355,7 @@ DELORA = register(
         cite="bini2025delora",
         covers=("P92", "I24"),
         form=DeLoRA,
+        combine=Directed(),
         init=NormedDirections(),
         note="The norms of W are those of its columns, as in the published code; the survey takes one norm. The first "
         "update is subtracted.",
@@ -365,7 +367,7 @@ SINE = register(
         cite="ji2024sine",
         covers=("P103",),
         form=Sine.of(200.0, 20.0),
-        combine=Formed(),
+        combine=Entrywise(),
         note="Reconstructed: the sine of the product, entry by entry, with frequency 200 and divisor 20, which are "
         "chosen here. Public code of a survey bends the output instead.",
     )

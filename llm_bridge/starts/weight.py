@@ -114,24 +114,31 @@ class Sketch(Start):
 class SubBlocks(Start):
     """The Nystrom approximation ``W[:, :r] W[:r, :r]^+ W[:r, :]`` from sub-blocks of W: NLoRA.
 
-    Exact for a weight of rank r with a leading block of that rank.
+    Exact for a weight of rank r with a leading block of that rank and a moderate condition number.
 
     Parameters
     ----------
     tolerance : float
-        Singular values of the leading block below this share of the largest count as zero.
+        Singular values of the leading block below this share of the largest count as zero: in the pseudo-inverse they
+        would weigh most, and multiply what W is not of rank r.
 
     Notes
     -----
+    The three factors share the scale so that the core has the norm of the identity. As it stands in the formula, the
+    core is larger than the weights by the inverse square of their size, and a step of one learning rate for all
+    factors moves the update by a multiple of itself.
+
     Public code of a survey puts the leading block itself in the middle, which approximates nothing; the formula
     of the published method is used. Source: :cite:`guo2025nlora`; named in :cite:`he2026unified`.
     """
 
-    tolerance: float = 1e-2
+    tolerance: float = 1e-1
     moves = True
 
     def __call__(self, site):
         site.require("left", "core", "right")
         r, weight = site.rank, site.weight()
         core = torch.linalg.pinv(weight[:r, :r], rtol=self.tolerance)
-        return site.form(weight[:, :r], core / site.scale, weight[:r, :].mT)
+        size = core.norm() / r**0.5
+        root = torch.where(size > 0, size, 1.0).sqrt()
+        return site.form(weight[:, :r] * root, core / (root**2 * site.scale), weight[:r, :].mT * root)

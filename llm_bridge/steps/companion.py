@@ -147,6 +147,15 @@ def expect_companions(optimizer: torch.optim.Optimizer, state_dict: dict[str, An
         )
 
 
+def refuse_companions(optimizer: torch.optim.Optimizer) -> None:
+    """Raise where a copy of an optimizer would lack what acts around its steps."""
+    if optimizer.__dict__.get(_TAKEN):
+        raise TypeError(
+            f"the optimizer has {', '.join(sorted(optimizer.__dict__[_TAKEN]))}, which copies of it would lack: make "
+            "another one for the copied model, and load the state_dict of this one"
+        )
+
+
 def _skipped(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a fused optimizer of torch, which judges scaled gradients for itself, skips this step."""
     found: Any = getattr(optimizer, "found_inf", None)

@@ -108,6 +108,16 @@ class CompressedAdamW(torch.optim.Optimizer):
                 self._move(number, group, p)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken, with moments in their own type and not that of the weights."""
+        super().load_state_dict(state_dict)
+        numbers = [n for group in state_dict["param_groups"] for n in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, parameters, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][key] = value.to(p.device, copy=True)
+
     def _move(self, number: int, group: dict[str, Any], p: Tensor) -> None:
         state, wide = self.state[p], p.ndim == 2 and p.shape[0] > p.shape[1]
         given: Any = p.grad

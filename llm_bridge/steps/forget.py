@@ -39,7 +39,9 @@ def forget(optimizer: torch.optim.Optimizer, adapters: Iterable[Adapter], share:
     -----
     First and second moments lose the same entries. The published code prunes them one by one: a first moment that
     stays without its second one, where the gradient is zero after a restart, is divided by Adam's epsilon, and the
-    step is larger by orders of magnitude. Source: :cite:`lialin2024relora`.
+    step is larger by orders of magnitude. Orthonormal factors forget everything but their counters: first moments are
+    tangent vectors at the point that was left, and to carry the pruned ones to another point would fill the entries
+    whose second moments are zero. Source: :cite:`lialin2024relora`.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
@@ -62,9 +64,9 @@ def _forgotten(bucket: Bucket, known: set[int], share: float) -> list[Bucket]:
         return [bucket]
     if share < 1:
         for state in bucket.states:
-            for same in zip(*(part.arrays() for part in _factors(state)), strict=True):
+            for space, *same in zip(bucket.form.spaces, *(part.arrays() for part in _factors(state)), strict=True):
                 for i in hit:
-                    _prune([array[i] for array in same], share)
+                    _prune([array[i] for array in same], share if space.linear else 1.0)
         return [bucket]
     rest = [i for i in range(len(bucket.adapters)) if i not in hit]
     fresh = Bucket([bucket.adapters[i] for i in hit], bucket.rule, bucket.move, bucket.blocks, bucket.group)

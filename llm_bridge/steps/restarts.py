@@ -84,8 +84,16 @@ class Phases:
 def relora(every: int, forget: float = 0.99, keep: Keep | None = None) -> Phases:
     """ReLoRA: factors start again, and all but the largest entries of the optimizer's state are forgotten.
 
-    To be used with the schedule of `jagged`. Source: :cite:`lialin2024relora`; equations (12)-(13) of
-    :cite:`he2026unified`.
+    To be used with the schedule of `jagged`.
+
+    Parameters
+    ----------
+    every, forget, keep
+        As for `Phases`.
+
+    Notes
+    -----
+    Source: :cite:`lialin2024relora`; equations (12)-(13) of :cite:`he2026unified`.
     """
     return Phases(every, forget, keep=keep or Beside())
 
@@ -94,6 +102,13 @@ def relora(every: int, forget: float = 0.99, keep: Keep | None = None) -> Phases
 def periodic_lora(every: int, momentum: float = 0.1, keep: Keep | None = None) -> Phases:
     """PeriodicLoRA: updates are kept with momentum.
 
+    Parameters
+    ----------
+    every, momentum, keep
+        As for `Phases`.
+
+    Notes
+    -----
     The survey names the momentum without a formula; that of `Phases` is reconstructed from the published idea, and
     its default is chosen here. Source: :cite:`meng2024periodiclora`; :cite:`he2026unified`.
     """
@@ -105,6 +120,11 @@ def chain_of_lora(every: int, keep: Keep | None = None) -> Phases:
     """Chain of LoRA: residual after residual, every one with an optimizer that knows nothing of those before.
 
     Source: :cite:`xia2024cola`; :cite:`he2026unified`.
+
+    Parameters
+    ----------
+    every, keep
+        As for `Phases`.
     """
     return Phases(every, keep=keep or Beside())
 
@@ -114,6 +134,11 @@ def xgblora(every: int, layers: int = 2, keep: Keep | None = None) -> Phases:
     """XGBLoRA: gradient boosting, each phase in a few blocks that are drawn at random; meant for adapters of rank 1.
 
     Source: :cite:`zhang2024xgblora`; :cite:`he2026unified`.
+
+    Parameters
+    ----------
+    every, layers, keep
+        As for `Phases`.
     """
     return Phases(every, layers=layers, keep=keep or Beside())
 

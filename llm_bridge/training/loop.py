@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import Trainer, TrainerCallback, TrainerState
 
+from ..distributed import unwrapped
+from ..experts.balance import BalancedLoss, balanced_loss
 from ..files import write_json, write_tensors
 from ..life import trained_adapters
 from ..trainer import trained_state, without_gradient
@@ -26,10 +29,33 @@ class LeanTrainer(Trainer):
     """A Trainer whose checkpoints hold what trains instead of the whole model.
 
     Loading is that of transformers, which takes the part that a file holds. ``rise``, where there is one, is a factor
-    of the learning rate by step, beside that of the schedule.
+    of the learning rate by step, beside that of the schedule. ``balance`` is the weight of the loss beside experts,
+    whose mean over the steps since the last row is the column ``balance``, without the weight.
     """
 
     rise: Callable[[int], float] | None = None
+    balance: float = 0.0
+    _balanced: BalancedLoss | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.balance:
+            return super().train(*args, **kwargs)
+        with balanced_loss(unwrapped(self.model), self.balance) as self._balanced:
+            self._seen: list[torch.Tensor] = []
+            return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self._balanced is not None and self._balanced.last is not None:
+            self._seen.append(self._balanced.last.clone())
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._balanced is not None and self._seen:
+            seen: Any = self.accelerator.gather(torch.stack(self._seen).mean())
+            logs["balance"] = seen.mean().item()
+            self._seen.clear()
+        super().log(logs, start_time)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         schedule: Any = super().create_scheduler(*args, **kwargs)

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["load_model", "load_tokenizer", "new_parameters"]
+from ..paths import open_paths
+
+__all__ = ["load_model", "load_tokenizer", "new_parameters", "open_blocks"]
 
 
 def load_tokenizer(model: str) -> Any:
@@ -73,6 +75,25 @@ def new_parameters(model: Any, fresh: set[str]) -> list[str]:
         for name, p in model.named_parameters()
         if name in fresh or (body and not name.startswith(body) and id(p) not in kept)
     ]
+
+
+def open_blocks(model: Any, targets: str | Sequence[str]) -> list[str]:
+    """Open paths beside the blocks that targets name, or beside all blocks of the model; returns those paths.
+
+    Raises
+    ------
+    ValueError
+        If targets name no blocks, or the model has none.
+    """
+    if targets != "all-linear":
+        return open_paths(model, targets)
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and not any(name.startswith(f"{block}.") for block in found):
+            found += [f"{name}.{place}" for place, _ in module.named_children()]
+    if not found:
+        raise ValueError("the model has no list of blocks to open paths beside; name blocks as targets")
+    return open_paths(model, found)
 
 
 def _missing(model: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank_sp.parameterizations import DiagonalCore
 
+from ..experts.balance import beside
 from ..recipe import Recipe, recipe
 
-__all__ = ["RESTARTS", "TASKS", "FinetuneOptions"]
+__all__ = ["RESTARTS", "TASKS", "FinetuneOptions", "balance_weight"]
 
 TASKS = ("causal-lm", "classification")
 RESTARTS = ("relora", "periodic-lora", "chain-of-lora")
@@ -44,9 +47,12 @@ class FinetuneOptions:
     restart_every: int | None = _option(None, "steps between restarts (default: a quarter of the run)")
     alpha: float | None = _option(None, "scale of the updates before the recipe divides it (default: twice the rank)")
     targets: str | tuple[str, ...] = _option(
-        "all-linear", "layers: all-linear, names, or regular expressions", nargs="+"
+        "all-linear", "layers: all-linear, names, or regular expressions; of lor2c they name blocks", nargs="+"
     )
     dropout: float = _option(0.0, "dropout of the recipe's kind")
+    balance: float | None = _option(
+        None, "weight of the loss beside experts (default: 0.01 for recipes that route among experts)"
+    )
     lr: float = _option(1e-3, "learning rate of the adapters")
     head_lr: float | None = _option(None, "learning rate of what else trains, such as a new head (default: --lr)")
     weight_decay: float = _option(0.0, "decoupled weight decay")
@@ -77,6 +83,7 @@ class FinetuneOptions:
             raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}")
         _check_target(recipe(self.recipe), self.rank, self.target_rank)
         _check_restarts(recipe(self.recipe), self)
+        _check_balance(recipe(self.recipe), self.balance)
         for name in ("rank", "batch_size", "accumulate", "calibration_batches", "epochs", "lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -114,3 +121,39 @@ def _check_restarts(made: Recipe, options: FinetuneOptions) -> None:
             f"recipe {made.name!r} cannot begin again: restarts need updates that are added to the weight, are not "
             "shared by layers, and start without data; take one such as 'lora'"
         )
+
+
+def _check_balance(made: Recipe, weight: float | None) -> None:
+    if weight is not None and not 0 <= weight < math.inf:
+        raise ValueError(f"balance must be a number that is not negative, got {weight}")
+    if not weight:
+        return
+    if beside(made) is None:
+        raise ValueError(
+            f"balance is for recipes that route among experts, which {made.name!r} does not; "
+            "take one such as 'moe-lora'"
+        )
+    if _needs_labels(made):
+        raise ValueError(f"balance must be 0 for {made.name!r}: {_UNLABELLED}")
+
+
+_UNLABELLED = (
+    "the loss beside its experts needs the domain or the type of every sample, which files of data do not have; in a "
+    "loop of your own take lb.balancing inside of lb.labelled(model, labels)"
+)
+
+
+def _needs_labels(made: Recipe) -> bool:
+    found = beside(made)
+    return found is not None and found[0].kinds(found[1]) is not None
+
+
+def balance_weight(options: FinetuneOptions) -> float:
+    """Of the loss beside the experts; warns where there is one that cannot be computed."""
+    made = recipe(options.recipe)
+    if options.balance is not None or beside(made) is None:
+        return options.balance or 0.0
+    if _needs_labels(made):
+        warnings.warn(f"{made.name!r} trains without balance: {_UNLABELLED}", stacklevel=2)
+        return 0.0
+    return 0.01

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_sp.parameterizations import DiagonalCore
+
+from ..adapter import Adapter
 from ..inject import adapted, setups
 from ..life import combined
 from ..summary import summary
@@ -27,13 +30,14 @@ class SiteRanks:
     ----------
     path : str
     out, inputs, rank : int
-        Of the layer, and of its adapter.
+        Of the layer, and of its adapter: of components with gates, as many as a policy has left.
     before, after : float
-        Of the pretrained weight, and of the weight with its update; NaN where the update is no matrix.
+        Of the pretrained weight, and of the weight with its update; NaN where the update is no matrix, and of the zero
+        beside a block.
     update : float
         Of the update itself; NaN where it is zero.
     norm : float
-        Frobenius norm of the update over that of the weight.
+        Frobenius norm of the update over that of the weight; infinite beside a block.
     """
 
     path: str
@@ -52,8 +56,9 @@ def stable_ranks(model: nn.Module) -> list[SiteRanks]:
 
     The largest singular value of a weight comes from a power iteration with a few vectors, to about three digits.
     """
-    layers, found = adapted(model), []
-    for site in summary(model).sites:
+    layers, sites, found = adapted(model), summary(model).sites, []
+    for site in sites:
+        rank = _rank(layers[site.path].adapter(site.adapter), site.rank) if any(s.norm for s in sites) else site.rank
         layer = layers[site.path]
         weight = layer.kind.weight(layer.base).detach().float()
         merges = all(setups(model)[name].recipe.mergeable for name in layer.active)
@@ -62,14 +67,20 @@ def stable_ranks(model: nn.Module) -> list[SiteRanks]:
             SiteRanks(
                 site.path,
                 *site.shape,
-                site.rank,
+                rank,
                 before,
                 after,
                 site.stable_rank,
-                site.norm / float(weight.norm()),
+                site.norm / norm if (norm := float(weight.norm())) else float("inf"),
             )
         )
     return found
+
+
+def _rank(adapter: Adapter, given: int) -> int:
+    """The components whose gate is open; all of them where there are no gates."""
+    point = adapter.point()
+    return int(point.values.count_nonzero()) if isinstance(point, DiagonalCore) else given
 
 
 def _stable_rank(weight: Tensor) -> float:
@@ -132,7 +143,7 @@ def draw_ranks(folder: Path, ranks: Sequence[SiteRanks], heading: str) -> None:
     place = range(len(ranks))
     with style.context():
         axes[0].plot(place, [r.update for r in ranks], "o-", color=style.PALETTE[0], label="update")
-        axes[0].plot(place, [r.rank for r in ranks], ":", color=style.PALETTE[9], label="rank it was given")
+        axes[0].plot(place, [r.rank for r in ranks], ":", color=style.PALETTE[9], label="rank of the adapter")
         axes[1].plot(place, [r.before for r in ranks], "o-", color=style.PALETTE[9], label="weight before")
         axes[1].plot(place, [r.after for r in ranks], "s--", color=style.PALETTE[1], label="weight after")
         for ax in axes:

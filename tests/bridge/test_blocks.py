@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
 from llm_bridge.functions import block_products, times_blocks, turned_linear
@@ -49,7 +50,14 @@ def test_rows_that_are_not_contiguous():
     torch.testing.assert_close(times_blocks(x, blocks), x @ torch.block_diag(*blocks).mT)
 
 
-CASES = [(BlockRotation, 3, 4), (BlockRotation, 2, 2), (Butterfly.of(2), 2, 7)]
+# the last ones with so many rows that the weight is turned instead of them
+CASES = [
+    (BlockRotation, 3, 4),
+    (BlockRotation, 2, 2),
+    (Butterfly.of(2), 2, 6),
+    (BlockRotation, 2, 7),
+    (Butterfly.of(2), 2, 7),
+]
 
 
 def a_rotation(form, size):
@@ -83,6 +91,24 @@ def test_keeps_blocks_only_where_their_gradient_is_closed(form, size, kept):
     x, angles, weight = draw(6, 12), a_rotation(form, size), draw(5, 12, seed=9).detach()
     got, _ = saved_bytes(lambda: turned_linear(x, lambda: weight, None, form, (angles,)), (x, angles))
     assert got == 8 * kept
+
+
+@pytest.mark.parametrize(("tokens", "turned", "pairs"), [(6, 3 * 6, 4), (64, 8 + 8 + 64, 5)])
+def test_turns_the_smaller_of_rows_and_weight(tokens, turned, pairs):
+    """Beside two products with the weight: rows times blocks, and ``pairs`` of products of blocks with blocks."""
+    x, weight = torch.randn(tokens, 64, requires_grad=True), torch.randn(8, 64)
+    angles = torch.zeros(1, 2, 32 * 31 // 2, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        turned_linear(x, lambda: weight, None, BlockRotation, (angles,)).sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * tokens * 8 * 64) + 2 * 64 * 32 * (turned + 32 * pairs)
+
+
+def test_no_rows():
+    x, angles = torch.zeros(0, 12, requires_grad=True), torch.zeros(1, 4, 3, requires_grad=True)
+    turned_linear(x, lambda: torch.ones(5, 12), None, BlockRotation, (angles,)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == (0, 12)
+    torch.testing.assert_close(angles.grad, torch.zeros(1, 4, 3))
 
 
 def test_forms_without_blocks_say_so():

@@ -164,6 +164,7 @@ def test_times_linear(biased, scale):
     expected = F.linear(inputs[0], weight * (1 + scale * left @ right.mT), *bias)
     torch.testing.assert_close(function(*inputs), expected)
     assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
     kept, _ = saved_bytes(lambda: function(*inputs), inputs)
     assert kept == 0
     for frozen in (0, 1, 2):

@@ -119,6 +119,26 @@ def test_whole_weights_train_and_runs_resume(make, mlp, task):
     assert all(torch.equal(a, b) for a, b in zip(mlp.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_moments_of_weights_in_half_precision_stay_precise(dtype):
+    first, second = (nn.Parameter(weight((6, 9)).detach().to(dtype)) for _ in range(2))
+    grads = [torch.as_tensor(1e-5 * g) for g in gradients((6, 9), 6)]  # whose squares are zero in float16
+    optimizer, resumed = (lb.galore([p], lr=0.02, rank=3, every=2) for p in (first, second))
+    for i, g in enumerate(grads):
+        first.grad = g.to(dtype)
+        optimizer.step()
+        if i == 2:
+            saved = copy.deepcopy(optimizer.state_dict())
+            resumed.load_state_dict(saved)
+            second.data.copy_(first.data)
+        if i > 2:
+            second.grad = g.to(dtype)
+            resumed.step()
+    assert torch.equal(first, second)
+    assert all(a.dtype == torch.float32 for a in resumed.state[second].values() if isinstance(a, torch.Tensor))
+    assert not any(torch.equal(saved["state"][0][key], resumed.state[second][key]) for key in ("first", "second"))
+
+
 def test_what_is_no_large_matrix_gets_adamw(mlp, task):
     plain = copy.deepcopy(mlp)
     ours, theirs = lb.galore(mlp.parameters(), lr=1e-2, rank=99, weight_decay=0.1), None

@@ -69,6 +69,7 @@ def test_the_head_starts_at_the_probe(chosen):
 
 
 @pytest.mark.slow
+@pytest.mark.covers("X04")
 def test_a_run_leaves_rows_and_a_figure_and_is_not_repeated(tmp_path):
     found = run_all(TOY, tmp_path, jobs=1, methods=("lora", "polar"))
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()

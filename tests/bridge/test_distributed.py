@@ -23,7 +23,7 @@ from llm_bridge.distributed import unwrapped
 from tests.bridge.small_files import save_llama, save_rows
 
 RECIPES = ("lora", "polar", "reflora", "lora-fa", "dora")
-EXPERTS = ("moe-lora", "goat", "hydralora", "moka")
+EXPERTS = ("moe-lora", "goat", "hydralora", "moka", "moa", "adamole", "mlore", "sira", "mtlora", "multilora")
 
 
 def model(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from .test_variants import trained
 FORMS = [LowRankExperts, SharedInputExperts, KroneckerExperts, LowRankExperts.of(3, TopShare(1))]
 EVERY = pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 NAMES = ["moe-lora", "goat", "hydralora", "moka"]
+NAMES += ["moelora", "loramoe", "moa", "adamole", "mola", "mlore", "llava-mole"]
 
 
 def drawn(form, shape=(6, 4), rank=2, seed=0):
@@ -64,6 +66,13 @@ def test_one_input_and_one_expert_at_a_time(form):
 
 
 @EVERY
+def test_outputs_of_every_expert(form):
+    point, x = drawn(form), torch.as_tensor(np.random.default_rng(1).standard_normal((3, 5, 4)))
+    expected = torch.stack([x @ torch.as_tensor(f).mT for f in matrices(point)], -2)
+    assert torch.allclose(point.outputs(x), expected)
+
+
+@EVERY
 def test_gradients_are_those_of_differences(form):
     arrays = tuple(a.clone().requires_grad_() for a in drawn(form).arrays())
     x = torch.as_tensor(np.random.default_rng(2).standard_normal((3, 4)))
@@ -78,11 +87,13 @@ def test_parameter_counts():
     assert KroneckerExperts.parameter_count((m, n), 1) == 4 * (8 * 8 + 12 * 8) + 4 * n
 
 
-@pytest.mark.covers("E00")
+@pytest.mark.covers("E00", "E02")
 @pytest.mark.parametrize(("experts", "count"), [(8, 30_932_992), (6, 23_199_744)])
 def test_published_counts_of_llama_3_1_8b(experts, count):
-    made = lb.recipe("moe-lora").but("some", form=LowRankExperts.of(experts, Top(2)))
-    assert trained(made, 1) == count
+    for name in ("moe-lora", "loramoe"):
+        made = lb.recipe(name)
+        form: Any = made.form
+        assert trained(made.but("some", form=LowRankExperts.of(experts, Top(2), form.loss)), 1) == count
 
 
 @pytest.mark.parametrize(("name", "inputs"), [("moe-lora", 256), ("hydralora", 256), ("moka", 16)])
@@ -219,6 +230,7 @@ def test_settings_survive_pickling_and_equal_ones_are_one_class():
         (lambda: LowRankExperts.of(2, Top(3)), ValueError, "between 1 and all of the 2 experts"),
         (lambda: LowRankExperts.of(2, TopShare(0)), ValueError, "between 1 and all of the 2 experts"),
         (lambda: LowRankExperts.of(2, "top"), TypeError, "gate must be a Gate"),
+        (lambda: LowRankExperts.of(2, Soft(), "even"), TypeError, "loss must be an Auxiliary"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(call, error, message):

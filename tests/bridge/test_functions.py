@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm_bridge.functions import add_thin, outer, rebuilt_linear, rescale, rescaled_linear
+from llm_bridge.functions import add_thin, narrowed, outer, rebuilt_linear, rescale, rescaled_linear
 from llm_bridge.masks import dropout
 
 K, M, N, R = 5, 4, 6, 2
@@ -77,6 +77,13 @@ def test_add_thin_keeps_no_input_for_a_frozen_right_factor():
     right.requires_grad_(False)
     kept, _ = saved_bytes(lambda: add_thin(torch.zeros(K, M, dtype=x.dtype), x * 1, (left, right), 1.0), (left, right))
     assert kept == R * K * 8
+
+
+def test_narrowed_rows():
+    x, right = draw(K, N, seed=5), draw(N, R, seed=2)
+    torch.testing.assert_close(narrowed(x, right), x @ right)
+    assert torch.autograd.gradcheck(narrowed, (x, right))
+    assert torch.autograd.gradgradcheck(narrowed, (x, right))
 
 
 def test_outer_product():

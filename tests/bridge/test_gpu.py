@@ -56,7 +56,7 @@ def trained(name, device):
                 losses.append(step().detach())
         else:
             losses.append(step().detach())
-    return model, torch.stack(losses).cpu(), x
+    return model.eval(), torch.stack(losses).cpu(), x
 
 
 def close(ours, theirs, device):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
 from llm_bridge.hyperbolic import FARTHEST, HypLoRA
@@ -49,6 +50,18 @@ def test_rotations_commute_with_the_maps():
     point = HypLoRA(q, torch.eye(4).double(), torch.zeros(1).double(), torch.ones(1).double())
     x = inputs(6, 4, scale=3.0)
     assert torch.allclose(point.apply(x), x @ q.mT / 2)
+
+
+def test_counts_the_products_of_lora_and_gram_matrices():
+    """Also of stacked rows; the lengths of outputs take nothing of their size."""
+    point, x = drawn(m=40, n=48, rank=2), inputs(3, 5, 48)
+    torch.testing.assert_close(point.apply(x)[1], point.apply(x[1]))
+    assert point.apply(x[:0]).shape == (0, 5, 40)
+    arrays = [a.requires_grad_() for a in point.arrays()]
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(HypLoRA(*arrays).apply(x).sum(), arrays)
+    thin, gram = 2 * 15 * 2 * (3 * 40 + 2 * 48), 3 * (2 * 2 * 2 * 40 + 2 * 15 * 2 * 2)
+    assert counter.get_total_flops() == thin + gram
 
 
 def test_large_inputs_stay_finite():

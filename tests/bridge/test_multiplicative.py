@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
 from llm_bridge.sizes import block_count, block_side, butterfly_side, even
@@ -61,3 +62,16 @@ def test_sizes_follow_the_divisors_of_the_inputs():
     assert [even(shape, r) for r in (1, 2, 3)] == [2, 2, 4]
     with pytest.raises(ValueError, match="must divide the side 9"):
         lb.adapt(nn.Sequential(nn.Linear(9, 4)), "boft", rank=2)
+
+
+def test_a_relaxed_reflection_is_a_thin_update_of_rows():
+    """Six products with 2 k columns, as LoRA has them, and two with the weight: nothing passes over the input alone."""
+    layer, x = nn.Linear(48, 32, bias=False).requires_grad_(False), torch.randn(40, 48, requires_grad=True)
+    model = nn.Sequential(layer)
+    lb.adapt(model, "ether+", rank=2)
+    with FlopCounterMode(display=False) as counter:
+        out = model(x)
+        out.backward(torch.ones_like(out))
+    in_place = 2 * 40 * 32 * 4  # which the counter does not know
+    thin, whole = 3 * 2 * 40 * 4 * (48 + 32), 2 * 2 * 32 * 48 * 4
+    assert counter.get_total_flops() + in_place == 2 * (2 * 40 * 48 * 32) + thin + whole

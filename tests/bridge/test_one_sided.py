@@ -17,7 +17,7 @@ from llm_bridge.combines import one_sided
 from llm_bridge.combines.one_sided import channels, fixed_left_linear, fixed_right_linear, formed_is_cheaper
 from llm_bridge.noise import RankDropout
 from llm_bridge.starts import ByArray, Constant
-from lowrank_sp.parameterizations import RandLoRA, VeRA
+from lowrank_sp.parameterizations import FrozenValues, RandLoRA, VeRA
 
 from .layer_cases import One, move
 from .test_functions import saved_bytes
@@ -52,7 +52,7 @@ def counting() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added})
 
 
-CASES = [(VeRA, 6, 5), (VeRA, 5, 7), (RandLoRA, 6, 5), (RandLoRA, 5, 7)]
+CASES = [(VeRA, 6, 5), (VeRA, 5, 7), (RandLoRA, 6, 5), (RandLoRA, 5, 7), (FrozenValues, 6, 5)]
 
 
 @pytest.mark.parametrize("formed", [False, True])
@@ -128,6 +128,14 @@ def test_what_is_kept(name, k):
     kept, _ = saved_bytes(lambda: model(x * 1), own)
     formed = 4 * 40 * 48 if k == 90 else 0
     assert kept == (4 * k * 24 if name == "vera" else 4 * k * 48) + formed
+
+
+def test_all_singular_values_keep_the_input_alone():
+    model = nn.Sequential(nn.Linear(48, 40, bias=False))
+    lb.adapt(model, "svft", rank=8, targets=["0"])
+    x = torch.randn(60, 48).requires_grad_()
+    kept, _ = saved_bytes(lambda: model(x * 1), [*model.parameters(), *model.buffers()])
+    assert kept == 4 * 60 * 48
 
 
 def test_one_product_for_all_who_see_the_same_input():

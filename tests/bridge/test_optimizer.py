@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import llm_bridge as lb
 from llm_bridge import bucket
-from lowrank_sp.rules import LossDamped, Plain, Scaled, chain
+from lowrank_sp.rules import Adam, Landing, LossDamped, Plain, Scaled, chain
 
 
 def gradients(model, task):
@@ -287,6 +287,62 @@ def test_nothing_to_train(mlp):
     mlp.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing in the model trains"):
         lb.optimizer(mlp)
+
+
+def test_a_model_without_adapters_trains_in_full(mlp):
+    with pytest.warns(UserWarning, match="the model has no adapters, so that what trains does so in full"):
+        lb.optimizer(mlp)
+
+
+def test_adapters_that_come_after_the_optimizer(mlp, task):
+    with pytest.warns(UserWarning, match="no adapters"):
+        early = lb.optimizer(mlp)
+    lb.adapt(mlp, "polar", rank=2, also_train=["head"], targets=["up", "down"])
+    (mlp(task[0]) - task[1]).square().mean().backward()
+    says = r"does not move the adapters of layers.0.up, layers.0.down, layers.1.up and 1 more.* after lb.adapt"
+    with pytest.raises(ValueError, match=says):
+        early.step()
+    fitting = lb.optimizer(mlp)
+    fitting.step()
+    lb.adapt(mlp, "lora", rank=2, name="second", targets=["up"])
+    with pytest.raises(ValueError, match="nothing that this optimizer moves trains now"):
+        fitting.step()
+
+
+@pytest.mark.parametrize("rule", [Scaled(), chain(Scaled(damping=1e-2), Adam()), Adam(), chain(Landing(), Adam())])
+def test_another_rule_keeps_factors_orthonormal(rule, mlp, task):
+    lb.adapt(mlp, "polar", rank=4)
+    opt = lb.optimizer(mlp, lr=1e-2, rule=rule)
+    losses = []
+    for _ in range(30):
+        opt.zero_grad()
+        loss = (mlp(task[0]) - task[1]).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        opt.step()
+    assert losses[-1] < losses[0]
+    for layer in lb.adapted(mlp).values():
+        x = layer.adapter("default").left
+        off = (x.mT @ x - torch.eye(4)).norm()
+        assert off < (0.3 if any(isinstance(part, Landing) for part in getattr(rule, "rules", ())) else 1e-4)
+
+
+class Unsolvable(Plain):
+    """As a decomposition that does not converge."""
+
+    def update(self, grad, state, point, loss=None):
+        raise torch.linalg.LinAlgError("did not converge")
+
+
+def test_gradients_that_are_not_finite_are_named(mlp, task):
+    lb.adapt(mlp, "lora", rank=2)
+    opt = lb.optimizer(mlp, rule=Unsolvable())
+    gradients(mlp, task)
+    with pytest.raises(torch.linalg.LinAlgError):
+        opt.step()
+    mlp.head.adapter("default").left.grad.fill_(float("nan"))
+    with pytest.raises(ValueError, match="a gradient or a factor is not finite"):
+        opt.step()
 
 
 def test_a_rule_that_does_not_fit_the_form_says_what_it_needs(mlp):

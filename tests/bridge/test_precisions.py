@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 import llm_bridge as lb
 
@@ -67,3 +68,24 @@ def test_a_step_inside_autocast_is_the_step_outside(name, mlp, task):
             with torch.autocast("cpu", torch.bfloat16, enabled=inside):
                 opt.step()
     assert all(torch.equal(a, b) for a, b in zip(mlp.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "dora", "hira", "polar", "loha"])
+@pytest.mark.parametrize("kind", ["attention", "gru"])
+def test_weights_that_a_module_reads_itself_have_gradients_under_autocast(name, kind):
+    """They are rebuilt inside of autocast, and backward runs outside."""
+    torch.manual_seed(0)
+    attention = nn.ModuleDict({"one": nn.MultiheadAttention(16, 2, batch_first=True)})
+    model = attention if kind == "attention" else nn.ModuleDict({"one": nn.GRU(16, 16, batch_first=True)})
+    lb.adapt(model, name, rank=2, targets=["q_proj" if kind == "attention" else "one"])
+    for p in model.parameters():
+        if p.requires_grad:  # away from where factors vanish
+            p.data += 0.1 * torch.randn_like(p)
+    x, grads = torch.randn(2, 3, 16), []
+    for inside in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            out = model["one"](*[x] * (3 if kind == "attention" else 1))[0]
+        out.float().square().sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.linalg.vector_norm(grads[0] - grads[1]) < 0.05 * torch.linalg.vector_norm(grads[0])

@@ -162,11 +162,14 @@ def test_pruning_reaches_buckets_layer_by_layer(mlp, task):
         assert torch.equal(b, a * (size > torch.quantile(size, 0.9)))
 
 
-def test_a_restart_with_pruned_moments_does_not_jump(mlp, task):
-    optimizer, restarts = restarted(mlp, lb.relora(20))
+@pytest.mark.parametrize("recipe", ["lora", "polar", "stella"])
+def test_a_restart_with_pruned_moments_does_not_jump(recipe, mlp, task):
+    optimizer, restarts = restarted(mlp, lb.relora(20), recipe)
     loss = steps(mlp, optimizer, task, 20)
     assert len(restarts.reports) == 1
     assert steps(mlp, optimizer, task, 20) < loss
+    for bucket in optimizer.buckets:
+        assert all(p.isfinite().all() for i in range(len(bucket.adapters)) for p in bucket.parameters(i))
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5])

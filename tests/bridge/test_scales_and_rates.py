@@ -61,7 +61,7 @@ def test_the_root_keeps_moments_as_the_rank_grows():
     assert np.all(plain[1:] < 0.3 * plain[:-1])  # with alpha / r they fall as 1 / r and faster
 
 
-@pytest.mark.covers("P02")
+@pytest.mark.covers("P02", "D75")
 @pytest.mark.parametrize("rank", RANKS)
 def test_scales_are_those_of_peft(rank):
     for recipe, root in (("lora", False), ("rslora", True)):

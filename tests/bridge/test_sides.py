@@ -9,17 +9,19 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import llm_bridge as lb
 from llm_bridge.functions import add_sides
 from llm_bridge.noise import RankDropout
-from lowrank_sp.parameterizations import BSLoRA, RaSA
+from lowrank_sp.parameterizations import BSLoRA, BSLoRAGate, BurerMonteiro, RaSA
 
 from .layer_cases import One, move
 from .test_functions import saved_bytes
 
 K, M, N = 5, 4, 6
-FORMS = [(RaSA.of(1, 2), 2), (BSLoRA, 1), (BSLoRA.of(7, 8), 1)]
+FORMS = [(RaSA.of(1, 2), 2), (BSLoRA, 1), (BSLoRA.of(7, 8), 1), (BSLoRAGate, 1), (BurerMonteiro, 2)]
 
 
 def draw(*shape, seed=0) -> Any:
@@ -60,6 +62,34 @@ def test_keeps_the_input_and_the_channels(form, rank, channels):
     arrays, x = arrays_of(form, rank), draw(K, N)
     kept, _ = saved_bytes(lambda: add_sides(torch.zeros(K, M, dtype=x.dtype), x, form, arrays, 1.0), (x, *arrays))
     assert kept == 8 * channels * K
+
+
+def test_takes_six_thin_products_and_works_on_no_larger_side():
+    """With numbers d on the channels, what is elementwise has the size of these: no pass over rows or outputs."""
+    form, k, m, n, r = RaSA.of(1, 8), 40, 64, 72, 10
+    arrays = [
+        torch.as_tensor(a, dtype=torch.float32) for a in form.random((m, n), 3, np.random.default_rng(0)).arrays()
+    ]
+    tensors = tuple(a.requires_grad_() for a in arrays)
+    with FlopCounterMode(display=False) as counter, Elementwise() as passes:
+        out, x = torch.zeros(k, m), torch.zeros(k, n, requires_grad=True)
+        add_sides(out, x, form, tensors, 0.5).backward(torch.ones(k, m))
+    in_place = 2 * k * r * m  # which the counter does not know
+    assert counter.get_total_flops() + in_place == 6 * k * r * (m + n)
+    assert max(passes.sizes) <= k * r
+
+
+class Elementwise(TorchDispatchMode):
+    """Sizes of what is multiplied number by number."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mul, torch.ops.aten.mul_):
+            self.sizes.append(max(a.numel() for a in args if isinstance(a, torch.Tensor)))
+        return function(*args, **(kwargs or {}))
 
 
 LAYERS = {

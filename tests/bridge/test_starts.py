@@ -109,17 +109,28 @@ def test_a_sketch_lies_in_the_row_space():
 @pytest.mark.covers("I12")
 def test_sub_blocks_recover_a_matrix_of_their_rank():
     weight = normal(M, R) @ normal(R, N, seed=1)
-    assert np.allclose(update(starts.SubBlocks()(site(Core, weight))), weight)
+    assert np.allclose(update(starts.SubBlocks(1e-3)(site(Core, weight))), weight)
     weight = normal(M, N)
     expected = weight[:, :R] @ np.linalg.inv(weight[:R, :R]) @ weight[:R]
-    assert np.allclose(update(starts.SubBlocks()(site(Core, weight))), expected)
+    assert np.allclose(update(starts.SubBlocks(1e-3)(site(Core, weight))), expected)
 
 
 def test_sub_blocks_with_a_singular_block_are_bounded():
     weight = normal(M, N)
     weight[:R, :R] = [[1.0, 1.0], [1.0, 1.0 + 1e-9]]
     point = starts.SubBlocks()(site(Core, weight))
-    assert point.core.norm() < 2 / SCALE
+    assert np.linalg.matrix_rank(update(point), tol=1e-6) == 1
+    assert np.linalg.norm(update(point)) < 10 * np.linalg.norm(weight)
+
+
+def test_sub_blocks_share_the_scale_between_the_factors():
+    sizes = []
+    for scale in (1.0, 1e-2):
+        point = starts.SubBlocks()(site(Core, scale * normal(M, N)))
+        sizes.append([float(a.norm()) for a in point.arrays()])
+        assert np.isclose(sizes[-1][1] * SCALE, R**0.5)  # of the identity, whatever the size of the weight
+    assert np.allclose(np.divide(*sizes), [10, 1, 10])
+    assert not any(a.any() for a in starts.SubBlocks()(site(Core, np.zeros((M, N)))).arrays())
 
 
 # of gradients ---------------------------------------------------------------------------------------------------

@@ -75,6 +75,23 @@ def test_resuming_from_a_checkpoint_gives_the_same_model(name, llama, tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("targets", [["lm_head"], pytest.param(["embed_tokens", "lm_head"], marks=pytest.mark.slow)])
+def test_an_adapted_head_that_is_tied_to_the_embedding(targets, llama, tmp_path):
+    def fresh():
+        return lb.adapt(copy.deepcopy(llama[0]), "lora", rank=2, targets=targets)
+
+    whole, resumed = fresh(), fresh()
+    short = {"max_steps": 2, "save_steps": 1, "warmup_steps": 0}
+    trainer(whole, tmp_path, arguments=short, optimizers=(lb.optimizer(whole, lr=1e-2), None)).train()
+    again = trainer(resumed, tmp_path / "more", arguments=short, optimizers=(lb.optimizer(resumed, lr=1e-2), None))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert resumed.get_parameter("lm_head.weight") is resumed.get_parameter("model.embed_tokens.weight")
+    lb.merge(whole)
+    whole.save_pretrained(tmp_path / "merged")
+
+
 def test_the_factory_makes_the_same_optimizer(llama, tmp_path):
     models = [adapted(llama[0], "reflora", dropout=0.0) for _ in range(2)]
     trainer(models[0], tmp_path / "a", optimizers=(lb.optimizer(models[0], lr=1e-2), None)).train()

@@ -18,6 +18,8 @@ __all__ = ["BANDWIDTH", "RATES", "Ledger"]
 RATES = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12}
 BANDWIDTH = 4.8e12
 
+# These write without reading what was there before.
+FILLING = ("copy_", "fill_", "zero_", "normal_", "uniform_")
 # These only name memory, or ask for it.
 SILENT = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach")
 
@@ -51,7 +53,8 @@ class Ledger(TorchDispatchMode):
     alive, peak : int
         Bytes of the storages that exist, and the most of them at any time.
     kernels, operations, moved : int
-        Calls that read or write arrays, multiplications and additions in products, bytes read and written.
+        Calls that read or write arrays, multiplications and additions in products, bytes read and written: both for
+        arrays that are changed in place.
     least : float
         Seconds if every kernel ran at the rates of the data sheet, one after the other and without any delay.
     """
@@ -83,14 +86,27 @@ class Ledger(TorchDispatchMode):
         self._hold(made)
         namespace, name = func._schema.name.split("::")
         if namespace == "aten" and not func.is_view and name not in SILENT:
-            read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            self._enter(_operations(name, args, kwargs, out), read, made)
+            read = _read(func._schema, args, kwargs)
+            if read or made:
+                self._enter(_operations(name, args, kwargs, out), read, made)
         return out
 
     def _enter(self, operations: int, read: list[Tensor], made: list[Tensor]) -> None:
-        moved = sum(t.nbytes for t in {id(t): t for t in (*read, *made)}.values())
+        moved = _bytes(read) + _bytes(made)
         rate = RATES.get(made[0].dtype, RATES[torch.float32]) if made else RATES[torch.float32]
         self.kernels += 1
         self.operations += operations
         self.moved += moved
         self.least += max(operations / rate, moved / BANDWIDTH)
+
+
+def _read(schema: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """Arrays that are read: what an operation changes in place is, and what it only fills is not."""
+    filled = {a.name for a in schema.arguments if a.kwarg_only and a.alias_info is not None and a.alias_info.is_write}
+    first = 1 if schema.name.split("::")[1] in FILLING else 0
+    given = args[first:], {key: value for key, value in kwargs.items() if key not in filled}
+    return [t for t in tree_leaves(given) if isinstance(t, Tensor)]
+
+
+def _bytes(tensors: list[Tensor]) -> int:
+    return sum(t.nbytes for t in {id(t): t for t in tensors}.values())

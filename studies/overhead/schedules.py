@@ -113,11 +113,25 @@ def formed(site: Site, k: int, r: int) -> list[Schedule]:
     return [Schedule((form, form, times(m, k, n), pull) * c, _input(site, k))]
 
 
+def formed_beside(site: Site, k: int, r: int) -> list[Schedule]:
+    """As `formed`, with the change as a matrix of its own in the forward pass.
+
+    In half precision most of a small change is lost in a sum that is rounded to the type of the weight.
+    """
+    (base,) = formed(site, k, r)
+    return [Schedule(base.works + (times(k, site.n, site.m),) * site.share, base.kept)]
+
+
 def rotated(site: Site, k: int, b: int) -> list[Schedule]:
-    """Blocks of side b on the input, on its gradient, and the products of both, and of blocks for angles: OFT."""
+    """Blocks of side b on the input, on its gradient, and the products of both, and of blocks for angles: OFT.
+
+    Or blocks on the weight, twice, instead of the input and its gradient; then the blocks also turn their gradient.
+    """
     each = Work(2 * k * site.n * b, 2 * k * site.n + site.n * b)
-    angles = Work(4 * site.n * b**2, 3 * site.n * b)
-    return [Schedule((each, each, each, angles) * site.share, _input(site, k))]
+    weight = Work(2 * site.m * site.n * b, 2 * site.m * site.n + site.n * b)
+    angles, turn = Work(4 * site.n * b**2, 3 * site.n * b), Work(2 * site.n * b**2, 3 * site.n * b)
+    ways = [(each, each, each, angles), (weight, weight, each, angles, turn)]
+    return [Schedule(works * site.share, _input(site, k)) for works in ways]
 
 
 def fixed_right(site: Site, k: int, r: int) -> list[Schedule]:
@@ -158,6 +172,7 @@ FORMS: dict[str, Form] = {
     "lora": lora,
     "dora": dora,
     "formed": formed,
+    "formed beside": formed_beside,
     "rotated": rotated,
     "fixed right": fixed_right,
     "random bases": random_bases,

@@ -84,6 +84,20 @@ def test_a_ledger_counts_a_chain_of_products_as_by_hand():
     assert ledger.peak > ledger.alive
 
 
+def test_a_ledger_counts_what_is_read_and_what_is_written():
+    x, y, z = torch.ones(4, 5), torch.ones(4, 5), torch.ones(4, 5)
+    cases = {
+        lambda: x.mul_(y): 3, lambda: x.addcmul_(y, z): 4, lambda: x.copy_(y): 2, lambda: x.zero_(): 1,
+        lambda: torch.add(y, z, out=x): 3, lambda: y * y: 2, lambda: x.view(5, 4): 0,
+        lambda: torch.promote_types(x.dtype, torch.bfloat16): 0, lambda: torch.empty_like(x): 0,
+    }  # fmt: skip
+    for operation, arrays in cases.items():
+        with Ledger() as ledger:
+            operation()
+        assert ledger.moved == 80 * arrays
+        assert ledger.kernels == bool(arrays)
+
+
 def test_counts_of_tensors_without_numbers_are_those_of_real_ones(counted):
     """Beyond the frozen model: transformers makes a causal mask only for tensors that hold no numbers."""
     base, floor = llama("counted", "tiny"), counted[0]

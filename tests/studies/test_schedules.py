@@ -55,15 +55,15 @@ class Shared(nn.Module):
         return torch.cat([layer(x) for layer in self.layers], 1)
 
 
-def counted(name, m, n, k, rank, share) -> int:
+def counted(name, m, n, k, rank, share, dtype=torch.float32) -> int:
     """What an adapter adds to the flops of a step of such layers."""
     found = []
     for adapt in (False, True):
         torch.manual_seed(0)
-        model: Any = Shared(m, n, share).requires_grad_(False)
+        model: Any = Shared(m, n, share).to(dtype).requires_grad_(False)
         if adapt:
             lb.adapt(model, name, rank=rank)
-        x = torch.randn(k, n, requires_grad=True)
+        x = torch.randn(k, n, dtype=dtype, requires_grad=True)
         with counter() as seen:
             model(x).square().sum().backward()
         found.append(seen.get_total_flops())
@@ -89,6 +89,15 @@ def test_an_adapter_takes_one_of_the_orders_that_are_counted(name, form, rank, s
 def test_no_adapter_takes_less(m, n, k):
     for name, form, rank, size in (("randlora", "random bases", 4, 48), ("hira", "formed", 4, 4)):
         assert counted(name, m, n, k, rank, 1) >= min(s.flops for s in FORMS[form](Site(m, n), k, size))
+
+
+@pytest.mark.parametrize(("m", "n"), [(48, 64), (64, 48)])
+def test_in_half_precision_a_change_has_a_product_of_its_own(m, n):
+    for name in ("hira", "sine", "loran"):
+        for dtype, form in ((torch.float32, "formed"), (torch.bfloat16, "formed beside")):
+            (order,) = FORMS[form](Site(m, n), 200, 4)
+            ones = (4 if dtype is torch.float32 else 2) * m * n if name == "hira" else 0  # a column more
+            assert counted(name, m, n, 200, 4, 1, dtype) == order.flops + ones
 
 
 def test_the_least_within_a_limit():

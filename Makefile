@@ -8,6 +8,7 @@ PIP_FLAGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed.stamp
+DOCS := $(VENV)/.docs.stamp
 
 # The work is many small problems: processes share the cores, the linear algebra inside each stays on one.
 export OMP_NUM_THREADS ?= 1
@@ -15,7 +16,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test test-slow lint format bench finetune-demo docs clean
+.PHONY: help install reproduce test test-slow lint format bench finetune-demo docs html clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +57,13 @@ docs: $(STAMP) ## regenerate docs/coverage.md and docs/variants.md from the code
 	$(BIN)/python docs/make_coverage.py
 	$(BIN)/python docs/make_variants.py
 
+html: $(DOCS) ## build the pages and the API reference; open docs/_build/html/index.html
+	$(BIN)/sphinx-build -q -W --keep-going -b html -c docs -d docs/_build/doctrees . docs/_build/html
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[docs]"
+	@touch $@
+
 clean: ## remove what was built, and keep .venv
-	rm -rf results build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf results build dist docs/_build docs/reference/generated *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

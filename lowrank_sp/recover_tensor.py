@@ -26,6 +26,8 @@ __all__ = ["TensorSeparation", "complete_tensor", "factorize_tensor", "robust_te
 # What robust_tensor_pca calls an outlier: an entry of the residual this many standard deviations of the rest from
 # zero, and at least this share of the root mean square of W.
 DEVIATIONS, RELATIVE = 5.0, 1e-3
+# Beyond so many it has no part in the last fit, which small outliers would bend.
+DOUBTFUL = 3.0
 # The share of its expected loss below which a wider form says that the narrow one has not found what there is.
 BETTER = 0.8
 # A loss that fits the data, relative to half their squared norm, and a difference between losses that is none.
@@ -207,14 +209,15 @@ def robust_tensor_pca(
         share = _largest_share(_stands_out(problem.data, point))
         problem = RobustTensorPCA(problem.data, min(max(share, 1e-3), 0.4))
         point = uninterrupted(_settled(problem, point, AltScaledGD(), max_iter, max(tol, 1e-6))).point
-    clean = ~_stands_out(problem.data, point)
+    clean = ~_stands_out(problem.data, point, DOUBTFUL)
     where = clean.nonzero(as_tuple=True) if xp.is_torch(clean) else clean.nonzero()
     rest = TensorCompletion(where, problem.data[clean], problem.shape)
     start = _components(point, form, rank) if through is not form else point
     result = _settled(rest, start, ScaledCG(), max_iter, tol)
     chain = f"AltScaledGD with at most {problem.outliers:.2g} outliers per fiber -> ScaledCG on the rest"
     result = explained(result, _given(form, rank), chain)
-    return TensorSeparation(result, (problem.data - result.point.dense()) * ~clean)
+    outside = _stands_out(problem.data, result.point)
+    return TensorSeparation(result, (problem.data - result.point.dense()) * outside)
 
 
 def _recovered(problem: Any, rank: Any, form: Any, max_iter: int, tol: float) -> Result:
@@ -357,11 +360,11 @@ def _components(point: Any, form: Any, rank: int) -> Any:
     return form.for_shape(point.shape).from_tensor(core, rank).embedded(bases).balanced()
 
 
-def _stands_out(data: Any, point: Any) -> Any:
+def _stands_out(data: Any, point: Any, deviations: float = DEVIATIONS) -> Any:
     """Which entries of the residual are outliers."""
     gap, size = abs(data - point.dense()), float(point.frobenius()) / data.reshape(-1).shape[0] ** 0.5
     deviation = 1.4826 * float(np.median(xp.to_numpy(gap)))
-    return gap > max(DEVIATIONS * deviation, RELATIVE * size)
+    return gap > max(deviations * deviation, RELATIVE * size)
 
 
 def _largest_share(mask: Any) -> float:

@@ -27,8 +27,10 @@ __all__ = ["Separation", "robust_pca", "robust_sense", "separate_measurements"]
 DEVIATIONS, RELATIVE = 5.0, 1e-3
 # Where the first step fails much stands out. What is trimmed must leave so many known entries per degree of freedom.
 LEFT = 2.5
-# Times that outliers of entries are named anew.
-ROUNDS = 5
+# Beyond so many deviations an entry has no part in the fit: small outliers left in cost more than good ones left out.
+DOUBTFUL = 3.0
+# Times that doubtful entries are named anew. Each time the fit follows those left in, and they look better.
+ROUNDS = 2
 # Wrong measurements stand out once the median residual is this share of the median measurement; how often to look.
 # The first is for large ones alone.
 SEEN, LOOK = (0.2, 0.02), 5
@@ -221,15 +223,15 @@ def _median(values: Any) -> float:
 
 
 def _refitted(problem: RobustPCA | RobustCompletion, point: Any, max_iter: int, tol: float) -> tuple[Result, Any]:
-    """Least squares on the entries that are no outliers, until those stay the same."""
-    outside, stages = _stands_out(problem, point), []
+    """Least squares on the entries that are not doubtful, until those stay the same; with it which are outliers."""
+    doubtful, stages = _stands_out(problem, point, DOUBTFUL), []
     for _ in range(ROUNDS):
-        stages.append(solve(_without(problem, outside), point, ALS(ridge=0.0), max_iter, tol))
-        before, point = outside, stages[-1].point
-        outside = _stands_out(problem, point)
-        if bool((outside == before).all()) or stages[-1].status is Status.INTERRUPTED:
+        stages.append(solve(_without(problem, doubtful), point, ALS(ridge=0.0), max_iter, tol))
+        before, point = doubtful, stages[-1].point
+        doubtful = _stands_out(problem, point, DOUBTFUL)
+        if bool((doubtful == before).all()) or stages[-1].status is Status.INTERRUPTED:
             break
-    return join(stages, ""), outside
+    return join(stages, ""), _stands_out(problem, point)
 
 
 def _without(problem: RobustPCA | RobustCompletion, mask: Any) -> MatrixCompletion:
@@ -253,12 +255,12 @@ def _rank_with_outliers(problem: RobustPCA | RobustCompletion) -> tuple[int, str
     return rank, f"{why}, outliers cut out by PCP"
 
 
-def _stands_out(problem: RobustPCA | RobustCompletion, point: Any) -> Any:
-    """Which entries of the residual are outliers, in the layout of the data."""
+def _stands_out(problem: RobustPCA | RobustCompletion, point: Any, deviations: float = DEVIATIONS) -> Any:
+    """Which entries of the residual are so many deviations from zero, in the layout of the data."""
     gap = abs(problem.leftover(point))
     size = frobenius(point) / (problem.shape[0] * problem.shape[1]) ** 0.5
     deviation = 1.4826 * float(np.median(xp.to_numpy(problem.known_part(gap))))
-    return problem.suspicious(gap) > max(DEVIATIONS * deviation, RELATIVE * size)
+    return problem.suspicious(gap) > max(deviations * deviation, RELATIVE * size)
 
 
 def _most_to_trim(problem: RobustPCA | RobustCompletion, rank: int) -> float:

@@ -342,3 +342,18 @@ def test_every_row_and_column_gets_the_least_number_of_entries():
     assert problem.data.size == 200
     for index, size in ((problem.pattern.rows, 50), (problem.pattern.cols, 40)):
         assert np.bincount(index, minlength=size).min() >= 3
+
+
+def test_small_outliers_hardly_bend_the_robust_fit():
+    ratios = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        truth = rng.standard_normal((60, 3)) @ rng.standard_normal((3, 50))
+        wrong = rng.random(truth.shape) < 0.15
+        sizes = rng.uniform(0.1, 0.5, truth.shape) * rng.choice([-1, 1], truth.shape)  # two to ten deviations
+        seen = truth + 0.05 * rng.standard_normal(truth.shape) + wrong * sizes
+        known = np.nonzero(~wrong)
+        best = lr.complete(lr.MatrixCompletion(*known, seen[known], truth.shape), 3, validation=0.0)
+        found = lr.robust_pca(seen, 3).result
+        ratios.append(np.linalg.norm(found.point.dense() - truth) / np.linalg.norm(best.point.dense() - truth))
+    assert np.median(ratios) < 1.45  # of who knows the wrong entries; 1.7 where five deviations decide

@@ -11,6 +11,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy, so that rati
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OPENBLAS_NUM_THREADS"])
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
-from common import table, write_rows
+from common import RESULTS, table, write_rows
 
 import lowrank_sp as lr
 from lowrank_sp.escalate import fitting_als
@@ -158,7 +159,7 @@ def counted(setting: Setting, solver: Any, most: int) -> tuple[list[float | None
     """Iterations and seconds of CPU time to every level, from the spectral start."""
     problem, last = setting.problem, LEVELS[-1]
     start = lr.inits.spectral(problem, setting.form, setting.rank)
-    if solver.name == "RiemannianCG":
+    if solver == lr.RiemannianCG():
         start = lr.FixedRankTucker.from_tucker(start)
     with mock.patch.object(sys.modules["lowrank_sp.solve"], "perf_counter", time.process_time):
         if solver is separate_measurements:
@@ -195,7 +196,7 @@ def row(name: str, condition_number: float, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the settings asked for and store their rows."""
+    """Run the settings asked for and store their rows; those of others stay."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", default=list(SETTINGS), help=", ".join(SETTINGS))
     parser.add_argument("--repeats", type=int, default=2)
@@ -204,12 +205,15 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown settings {unknown}; there are {', '.join(SETTINGS)}")
     warm_up()
-    rows = []
-    for name in args.only:
-        for condition_number in (k for setting, k in PUBLISHED if setting == name):
-            rows.append(row(name, condition_number, args.repeats))
-            print(table(rows[-1:], [k for k in rows[-1] if k != "levels"]).splitlines()[1], flush=True)
-            write_rows("recovery-published", rows, " ".join([COMMAND, *sys.argv[1:]]))
+    path = RESULTS / "recovery-published.json"
+    rows = (
+        {(old["setting"], old["kappa"]): old for old in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    )
+    for key in (key for name in args.only for key in PUBLISHED if key[0] == name):
+        rows[key] = row(*key, args.repeats)
+        print(table([rows[key]], [k for k in rows[key] if k != "levels"]).splitlines()[1], flush=True)
+        command = f"{COMMAND} --repeats {args.repeats}"
+        write_rows(path.stem, [rows[k] for k in PUBLISHED if k in rows], command)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", os.environ["OPENBLAS_NUM_THREADS"])
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OPENBLAS_NUM_THREADS"])
 
 import argparse
+import re
 import shlex
 import sys
 import time
@@ -206,7 +207,7 @@ def warm_up() -> None:
 def main() -> None:
     """Run the settings asked for, print their tables and store their rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("only", nargs="*", help="settings whose name contains one of these words; all by default")
+    parser.add_argument("only", nargs="*", help="settings by regular expressions of their names; all by default")
     parser.add_argument("--quick", action="store_true", help="smaller completion, two seeds, ten seconds at most")
     parser.add_argument("--seeds", type=int, help="instances of every setting (10; 2 if quick)")
     parser.add_argument("--wall", action="store_true", help="wall time instead of CPU time of the process")
@@ -217,9 +218,9 @@ def main() -> None:
     clock = time.perf_counter if args.wall else time.process_time
     chosen = settings(args.quick)
     if args.only:
-        chosen = {k: v for k, v in chosen.items() if any(word in k for word in args.only)}
+        chosen = {k: v for k, v in chosen.items() if any(re.search(word, k) for word in args.only)}
     if not chosen:
-        parser.error(f"no setting has one of these words in its name: {', '.join(args.only)}")
+        parser.error(f"no setting has one of these in its name: {', '.join(args.only)}")
     warm_up()
     rows: list[dict[str, Any]] = []
     suffix = ("-wall" if args.wall else "") + ("-quick" if args.quick else "")

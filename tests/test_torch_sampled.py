@@ -45,6 +45,6 @@ def test_solvers_never_form_the_matrix(solver, kind):
 @pytest.mark.covers("S03")
 def test_the_one_liner_completes_a_large_sparse_tensor():
     made, rows, cols, values = spread()
-    with pytest.warns(UserWarning, match="no observed entry"):
+    with pytest.warns(UserWarning, match="no observed entry"), pytest.warns(UserWarning, match="not determined"):
         result = lr.complete(places(rows, cols, values), 2, max_iter=40, tol=1e-8, validation=0.0)
     assert np.linalg.norm(block(result.point) - made.truth.dense()) < 1e-6 * np.linalg.norm(made.truth.dense())

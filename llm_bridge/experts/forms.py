@@ -12,8 +12,7 @@ from lowrank_sp.factors import factorization
 from lowrank_sp.parameterizations.kronecker import largest_divisor
 
 from .gates import Soft
-from .losses import Auxiliary, Shares, said
-from .routed import Gated, Routed, check_count
+from .routed import Gated, Routed
 
 __all__ = [
     "GenericExperts",
@@ -229,18 +228,6 @@ class ThresholdExperts(Routed):
 
     ndims = (3, 3, 2, 1, 1)
     count: ClassVar[int] = 8
-
-    @classmethod
-    def of(cls, count: int, loss: Auxiliary | None = None) -> Any:
-        """The form with so many experts, and a loss beside them."""
-        count, loss = check_count(count), Shares() if loss is None else loss
-        beside = "" if loss == Shares() else said(loss)
-        return cls.configured(f"{cls._base().__name__}{count}{beside}", count, loss)
-
-    @classmethod
-    def _completed(cls, form):
-        form.count, form.loss = form.settings
-        return form
 
     @classmethod
     def shapes(cls, shape, rank):

@@ -19,8 +19,8 @@ from ..restore import expected_shapes, put, restored, sites_at
 from ..sites import Site
 from .forms import LowRankExperts, mixed_pairs
 from .gates import Soft
-from .losses import Auxiliary, Even, said
-from .routed import Routed, check_count
+from .losses import Even
+from .routed import Routed
 
 __all__ = ["OutputExperts", "fuse", "gated_fusion", "mole"]
 
@@ -54,18 +54,6 @@ class OutputExperts(Routed):
 
     ndims = (3, 3, 3)
     loss = Even()
-
-    @classmethod
-    def of(cls, count: int, loss: Auxiliary | None = None) -> Any:
-        """The form with so many experts, and a loss beside them."""
-        count, loss = check_count(count), Even() if loss is None else loss
-        beside = "" if loss == Even() else said(loss)
-        return cls.configured(f"{cls._base().__name__}{count}{beside}", count, loss)
-
-    @classmethod
-    def _completed(cls, form):
-        form.count, form.loss = form.settings
-        return form
 
     @classmethod
     def shapes(cls, shape, rank):

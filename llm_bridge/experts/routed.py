@@ -36,6 +36,25 @@ class Routed(Bent, Configured):
     loss: ClassVar[Auxiliary] = Shares()
     reason: ClassVar[str] = "which experts act depends on the activations, so no matrix is equal to it"
 
+    @classmethod
+    def of(cls, count: int, loss: Auxiliary | None = None) -> Any:
+        """The form with so many experts, and a loss beside them."""
+        count, (loss, beside) = check_count(count), cls._loss(loss)
+        return cls.configured(f"{cls._base().__name__}{count}{beside}", count, loss)
+
+    @classmethod
+    def _completed(cls, form):
+        form.count, form.loss = form.settings
+        return form
+
+    @classmethod
+    def _loss(cls, loss: Auxiliary | None) -> tuple[Auxiliary, str]:
+        """A loss or the usual one, and what it adds to the name of the form."""
+        usual = cls._base().loss
+        if loss is not None and not isinstance(loss, Auxiliary):
+            raise TypeError(f"loss must be an Auxiliary, such as Shares() or Contrastive(), got {loss!r}")
+        return (usual, "") if loss is None or loss == usual else (loss, said(loss))
+
     @abstractmethod
     def scores(self, x: Tensor) -> Tensor:
         """Of the experts, (..., E), for inputs (..., n)."""
@@ -81,12 +100,10 @@ class Gated(Routed):
             raise TypeError(f"gate must be a Gate, such as Soft() or Top(2), got {gate!r}")
         if not gate.fits(count):
             raise ValueError(f"{gate} must let between 1 and all of the {count} experts act")
-        if loss is not None and not isinstance(loss, Auxiliary):
-            raise TypeError(f"loss must be an Auxiliary, such as Shares() or Contrastive(), got {loss!r}")
+        loss, beside = cls._loss(loss)
         active = "".join(str(value) for value in vars(gate).values())
-        beside = "" if loss is None or loss == Shares() else said(loss)
         name = f"{cls._base().__name__}{count}{type(gate).__name__}{active}{beside}"
-        return cls.configured(name, count, gate, Shares() if loss is None else loss)
+        return cls.configured(name, count, gate, loss)
 
     @classmethod
     def _completed(cls, form):

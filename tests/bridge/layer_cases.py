@@ -56,3 +56,16 @@ def formula(variant, weight, adapter):
         full = weight + update
         return adapter.magnitude[:, None] * full / full.norm(dim=1, keepdim=True).detach()
     return weight + update
+
+
+def outputs_and_gradients(recipe, combine, layer, inputs, noise=None, rate=0.0):
+    """Of one adapted layer in double precision, the draws of dropout being the same for every way to combine."""
+    torch.manual_seed(0)
+    model = One(layer()).double()
+    made = lb.recipe(recipe).but("other", combine=combine)
+    made = made.but("other", noise=noise or made.noise)
+    lb.adapt(model, made, rank=2, targets=["layer"], dtype=torch.float64, seed=4, dropout=rate)
+    move(model)
+    torch.manual_seed(3)
+    out = model(inputs())
+    return out, *torch.autograd.grad(out.square().sum(), [p for p in model.parameters() if p.requires_grad])

@@ -15,7 +15,7 @@ from llm_bridge.functions import GRID, ORDER, add_splines, spline_basis
 from llm_bridge.noise import ModuleDropout
 from llm_bridge.nonlinear import Aurora
 
-from .layer_cases import One, move
+from .layer_cases import One, move, outputs_and_gradients
 from .test_functions import draw, saved_bytes
 from .test_normed import LAYERS, MOST, operations
 
@@ -76,18 +76,8 @@ OPTIONS: dict[str, tuple[Any, float]] = {"plain": (None, 0.0), "dropout": (None,
 def test_outputs_and_gradients_are_those_of_automatic_differentiation(kind, options):
     layer, inputs = LAYERS[kind]
     noise, rate = OPTIONS[options]
-    found = []
-    for combine in (lb.Splined(), lb.Additive()):
-        torch.manual_seed(0)
-        model: Any = One(layer()).double()
-        made = lb.recipe("aurora").but("other", combine=combine)
-        made = made.but("other", noise=noise or made.noise)
-        lb.adapt(model, made, rank=2, targets=["layer"], dtype=torch.float64, seed=4, dropout=rate)
-        move(model)
-        torch.manual_seed(3)
-        out = model(inputs())
-        trained = [p for p in model.parameters() if p.requires_grad]
-        found.append((out, *torch.autograd.grad(out.square().sum(), trained)))
+    ways = (lb.Splined(), lb.Additive())
+    found = [outputs_and_gradients("aurora", combine, layer, inputs, noise, rate) for combine in ways]
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
 
